@@ -1,0 +1,41 @@
+"""mmbuild: a recipe goes in, a co-registered, catalogued Earth-observation corpus comes out and streams into pretraining.
+
+Names are loaded when they are first used, so that importing mmbuild stays fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmbuild.build import build_corpus
+    from mmbuild.cube import Corpus, open_corpus
+    from mmbuild.modality import Modality, load_modalities
+    from mmbuild.recipe import Recipe, load_recipe
+    from mmbuild.stream.loader import Loader
+
+_HOMES = {
+    "build_corpus": "mmbuild.build",
+    "open_corpus": "mmbuild.cube",
+    "Corpus": "mmbuild.cube",
+    "Loader": "mmbuild.stream.loader",
+    "Modality": "mmbuild.modality",
+    "load_modalities": "mmbuild.modality",
+    "Recipe": "mmbuild.recipe",
+    "load_recipe": "mmbuild.recipe",
+}
+
+__all__ = [
+    "Corpus", "Loader", "Modality", "Recipe", "build_corpus", "load_modalities", "load_recipe", "open_corpus",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mmbuild' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
