@@ -1,10 +1,10 @@
 """Every error mmbuild raises on purpose, grouped by what a caller would do about it.
 
-    MMBuildError
-    ├── UserError        the input is wrong: say where, why and how to fix it        (exit 2)
-    ├── QuotaStop        a budget or quota is spent: progress is kept, resume later  (exit 3)
-    ├── SourceError      a source did not answer; ``transient`` says whether asking again can help
-    └── IntegrityError   stored bytes are not what the commit record says
+MMBuildError
+├── UserError        the input is wrong: say where, why and how to fix it        (exit 2)
+├── QuotaStop        a budget or quota is spent: progress is kept, resume later  (exit 3)
+├── SourceError      a source did not answer; ``transient`` says whether asking again can help
+└── IntegrityError   stored bytes are not what the commit record says
 """
 
 from __future__ import annotations
