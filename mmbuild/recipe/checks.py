@@ -1,0 +1,225 @@
+"""Faults of a recipe that lie between its keys, its modalities and its files; each names the key to change.
+
+It reads no more than the files a recipe names, for their checksums, and asks no source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from mmbuild.explain import Problem, suggest
+from mmbuild.grid import LATTICE_M, at_gsd, box_from_corner
+from mmbuild.modality import Modality
+from mmbuild.recipe.models import FILE_KEYS, Recipe
+from mmbuild.yamlfile import Document, Key
+
+# A shard is held in memory by one task and is one object on disk (design rule 1).
+SHARD_LIMIT_BYTES = 256 * 2**20
+SMALLEST_SHARD = 8
+# Beyond this a UTM chip is no longer "local": scale and north differ visibly across it.
+LARGEST_CHIP_M = 100_000.0
+VECTOR_FILES = (".geojson", ".json", ".gpkg", ".shp", ".parquet", ".fgb", ".zip")
+SHAPEFILE_PARTS = (".shp", ".shx", ".dbf", ".prj", ".cpg")
+# ``sandbox`` is the earthengine source over the offline Earth Engine, so modalities keep one block for both.
+SOURCE_BLOCKS = {"sandbox": "earthengine"}
+
+
+def check_modalities(recipe: Recipe) -> Iterator[Problem]:
+    """Names that nothing defines: modalities, bands, anchors, sources."""
+    known = recipe.known_modalities
+    for name, use in recipe.modalities.items():
+        if name not in known:
+            close = suggest(name, list(known))
+            named = close if close.startswith("did") else "see `mmbuild modalities`"
+            fix = f"{named}, or define it in a folder modalities/ beside the recipe"
+            yield Problem(key=("modalities", name), reason="is no known modality", fix=fix)
+            continue
+        names = known[name].band_names
+        for index, band in enumerate(use.bands or ()):
+            key: Key = ("modalities", name, "bands", index)
+            if band not in names:
+                yield Problem(key=key, value=band, reason=f"is no band of {name}", fix=suggest(band, names))
+            elif use.bands and band in use.bands[:index]:
+                yield Problem(key=key, value=band, reason="is named twice", fix="name each band once")
+        yield from _source_problems(recipe, known[name])
+    for key, name in _anchor_names(recipe):
+        if name not in recipe.modalities:
+            fix = f"add it to modalities, or {suggest(name, list(recipe.modalities))}"
+            yield Problem(key=key, value=name, reason="is not among this recipe's modalities", fix=fix)
+
+
+def _anchor_names(recipe: Recipe) -> Iterator[tuple[Key, str]]:
+    if recipe.anchor.modality is not None:
+        yield ("anchor", "modality"), recipe.anchor.modality
+    for index, name in enumerate(recipe.anchor.one_of or ()):
+        yield ("anchor", "one_of", index), name
+
+
+def _source_problems(recipe: Recipe, modality: Modality) -> Iterator[Problem]:
+    asked = recipe.modalities[modality.name].source
+    source = asked or recipe.source.name
+    if modality.is_derived or SOURCE_BLOCKS.get(source, source) in modality.sources:
+        return
+    blocks = {block for m in recipe.known_modalities.values() for block in m.sources} - {"derived"}
+    if SOURCE_BLOCKS.get(source, source) in blocks or asked is not None:
+        key: Key = ("modalities", modality.name, *(["source"] if asked else []))
+        fix = f"use one of {', '.join(sorted(modality.sources))}, or say in its modality file where {source} keeps it"
+        yield Problem(key=key, reason=f"{modality.name} is not kept by source {source!r}", fix=fix)
+    else:
+        names = sorted(blocks | set(SOURCE_BLOCKS))
+        yield Problem(key=("source", "name"), value=source, reason="is no known source", fix=suggest(source, names))
+
+
+def check_together(recipe: Recipe) -> list[Problem]:
+    """Faults between keys, once every name is known."""
+    checks = (_samples, _chip, _anchor, _uses, _lattice)
+    found = [problem for check in checks for problem in check(recipe)]
+    return found or list(_shard(recipe))
+
+
+def _samples(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.samples is None and recipe.sampler.kind != "points":
+        reason = f"is missing: a sampler of kind {recipe.sampler.kind} has no end of its own"
+        yield Problem(key=("samples",), reason=reason, fix="add it, such as samples: 64")
+
+
+def _chip(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.grid.kind != "utm":
+        return
+    side = recipe.grid.gsd * recipe.grid.size
+    reason = f"a chip of {recipe.grid.size} px at {recipe.grid.gsd:g} m is {side:g} m wide"
+    fix = f"keep size x gsd between {LATTICE_M:g} m, the lattice it is snapped to, and {LARGEST_CHIP_M:g} m"
+    if not LATTICE_M <= side <= LARGEST_CHIP_M:
+        yield Problem(key=("grid", "size"), value=recipe.grid.size, reason=reason, fix=fix)
+
+
+def _anchor(recipe: Recipe) -> Iterator[Problem]:
+    anchor, defs = recipe.anchor, recipe.modality_defs
+    for key, name in _anchor_names(recipe):
+        if defs[name].time != "scene" or defs[name].same_scene_as is not None:
+            fits = [n for n, m in defs.items() if m.time == "scene" and m.same_scene_as is None]
+            fix = f"choose from {', '.join(fits)}" if fits else "add a modality with time: scene"
+            yield Problem(key=key, value=name, reason="has no scenes of its own that could date a sample", fix=fix)
+        elif anchor.min_clear is not None and defs[name].clear is None:
+            reason = f"{name} has no rule for clear ground"
+            fix = "remove min_clear, or add clear: to its modality file"
+            yield Problem(key=("anchor", "min_clear"), value=anchor.min_clear, reason=reason, fix=fix)
+    dated = recipe.sampler.kind == "points" and recipe.sampler.date_column is not None
+    fix = "use a points sampler and name its date_column"
+    if not anchor.years and not dated:
+        reason = "is missing: places have no dates of their own"
+        yield Problem(key=("anchor", "years"), reason=reason, fix=f"list years, such as [2019, 2020], or {fix}")
+    if anchor.pick == "nearest" and not dated:
+        reason = "places have no dates to be near to"
+        yield Problem(key=("anchor", "pick"), value=anchor.pick, reason=reason, fix=f"{fix}, or pick random")
+    if anchor.max_days is not None and not dated:
+        reason = "places have no dates to count from"
+        yield Problem(key=("anchor", "max_days"), value=anchor.max_days, reason=reason, fix=f"{fix}, or remove it")
+
+
+def _uses(recipe: Recipe) -> Iterator[Problem]:
+    for name, modality in recipe.modality_defs.items():
+        use, host = recipe.modalities[name], modality.same_scene_as
+        if host is not None and host not in recipe.modalities:
+            reason = f"comes with the scene of {host}, which is not among this recipe's modalities"
+            yield Problem(key=("modalities", name), reason=reason, fix=f"add {host} or remove {name}")
+        if use.max_days is not None and (modality.time != "scene" or host is not None):
+            reason = f"{name} has no scene of its own to limit"
+            yield Problem(key=("modalities", name, "max_days"), value=use.max_days, reason=reason, fix="remove it")
+        if use.gsd is not None and modality.gsd is None:
+            reason = f"{name} is one vector per chip and has no pixels"
+            yield Problem(key=("modalities", name, "gsd"), value=use.gsd, reason=reason, fix="remove it")
+
+
+def _lattice(recipe: Recipe) -> Iterator[Problem]:
+    """Every chip of a sample covers the same ground with whole pixels that nest (design rule 4)."""
+    base, size = recipe.gsd_of_grid, recipe.grid.size
+    box = box_from_corner(3857, 0.0, 0.0, gsd=base, size=size)
+    sizes = {name: gsd for name in recipe.modalities if (gsd := recipe.gsd(name)) is not None}
+    finest = min([*sizes.values(), base])
+    for name, gsd in sizes.items():
+        try:
+            at_gsd(at_gsd(box, finest), gsd)
+        except ValueError as error:
+            fits = [f"{base * k:g}" for k in range(1, size + 1) if size % k == 0]
+            fix = f"set modalities.{name}.gsd to {' or '.join(fits[:4])}, or change grid.size"
+            yield Problem(key=("modalities", name, "gsd"), value=gsd, reason=str(error), fix=fix)
+
+
+def _shard(recipe: Recipe) -> Iterator[Problem]:
+    one = sum(prod(recipe.shape(name)) * m.np_dtype.itemsize for name, m in recipe.modality_defs.items())
+    asked, fit = recipe.store.samples_per_shard, SHARD_LIMIT_BYTES // one
+    if asked * one <= SHARD_LIMIT_BYTES:
+        return
+    reason = f"shards of {asked} samples hold {asked * one / 2**20:.0f} MiB; at most 256 MiB are allowed"
+    if fit >= SMALLEST_SHARD:
+        fix = f"at most {fit} samples fit"
+    else:
+        fix = f"only {fit} fit and {SMALLEST_SHARD} are the least; make grid.size smaller or store fewer modalities"
+    yield Problem(key=("store", "samples_per_shard"), value=asked, reason=reason, fix=fix)
+
+
+# -- files a recipe names
+
+
+def named_files(data: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
+    """Keys of a recipe whose values are files, with the path as written."""
+    for section, name in FILE_KEYS:
+        written = (data.get(section) or {}).get(name)
+        if written is not None and (name != "ecoregions" or str(written).lower().endswith(VECTOR_FILES)):
+            yield (section, name), written
+
+
+def locate(document: Document, key: Key, written: str) -> Path:
+    """Absolute path of a file: relative to the recipe that names it, or to the working folder after ``--set``."""
+    place = document.place(key)
+    folder = Path() if place.startswith("--") else Path(place.rpartition(":")[0]).parent
+    return (folder / written).resolve()
+
+
+def checksum(path: Path) -> str:
+    """sha256 of a file; of a Shapefile, of all its parts."""
+    names = SHAPEFILE_PARTS if path.suffix.lower() == ".shp" else (path.suffix,)
+    parts = [part for name in names if (part := path.with_suffix(name)).is_file()]
+    digest = hashlib.sha256()
+    for part in parts:
+        with part.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def check_files(document: Document, sums: Mapping[str, str]) -> tuple[dict[str, Path], dict[str, str], list[Problem]]:
+    """Paths and checksums of the files a recipe names, by the name as written, and what is wrong with them.
+
+    sums: checksums the recipe already states; a file that has changed since is a fault.
+    """
+    paths: dict[str, Path] = {}
+    found: dict[str, str] = {}
+    problems: list[Problem] = []
+    for key, written in named_files(document.data):
+        path = paths[written] = locate(document, key, written)
+        if not path.is_file():
+            fix = "check the path; it is relative to the file that names it"
+            problems.append(Problem(key=key, value=written, reason="there is no such file", fix=fix))
+            continue
+        found[written] = checksum(path)
+        if sums.get(written, found[written]) != found[written]:
+            fix = "restore the file, or remove its line under files: to accept it"
+            problems.append(Problem(key=("files", written), reason="the file has changed since", fix=fix))
+    for written in sums.keys() - paths.keys():
+        fix = "remove this line; mmbuild writes them itself"
+        problems.append(Problem(key=("files", written), reason="the recipe names no such file", fix=fix))
+    root = (document.data.get("source") or {}).get("archive_root")
+    if root is not None:
+        paths[root] = locate(document, ("source", "archive_root"), root)
+        if not paths[root].is_dir():
+            fix = "check the path; it is relative to the file that names it"
+            problems.append(
+                Problem(key=("source", "archive_root"), value=root, reason="there is no such folder", fix=fix)
+            )
+    return paths, found, problems

@@ -1,0 +1,262 @@
+"""The keys of a recipe, their limits and what they mean; ``Recipe.digest`` names everything but ``samples``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+
+from mmbuild.explain import Problem, cross_error
+from mmbuild.grid import MERCATOR_EDGE_M
+from mmbuild.modality import NAME, Modality
+
+# Where a recipe names files: (section, key). An ecoregions value is a file only when it looks like one.
+FILE_KEYS = (("sampler", "file"), ("sampler", "ecoregions"), ("source", "archive"))
+
+Text = Annotated[str, Field(min_length=1)]
+ModalityName = Annotated[str, Field(pattern=NAME)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class UtmGrid(_Strict):
+    """Square chips in the UTM zone of their centre, on the Sentinel-2 lattice."""
+
+    kind: Literal["utm"]
+    gsd: float = Field(10.0, ge=0.1, le=1000, description="finest pixel size in metres")
+    size: int = Field(ge=1, le=4096, description="pixels along a side; chips are usually 64 to 264 px")
+
+
+class WebmercatorGrid(_Strict):
+    """Exact XYZ tiles of web maps."""
+
+    kind: Literal["webmercator"]
+    zoom: int = Field(ge=0, le=24, description="zoom level; 10 m pixels are near 14")
+    size: int = Field(256, ge=1, le=4096, description="pixels along a side; tiles are usually 256 or 512 px")
+
+
+class PointsSampler(_Strict):
+    """The places of a table, in its order."""
+
+    kind: Literal["points"]
+    file: Text = Field(description="CSV, GeoJSON or Parquet file of places, relative to the recipe")
+    date_column: Text | None = Field(None, description="column with each place's own date")
+    id_column: Text | None = Field(None, description="column with each place's name")
+
+
+class AreaSampler(_Strict):
+    """Places drawn uniformly on the sphere inside polygons."""
+
+    kind: Literal["area"]
+    file: Text = Field(description="GeoJSON, GeoPackage, Shapefile or Parquet file of polygons, relative to the recipe")
+
+
+class BiomeSampler(_Strict):
+    """Biomes in turn, their ecoregions by area, places uniform inside an ecoregion."""
+
+    kind: Literal["biome"]
+    ecoregions: Text = Field(
+        "RESOLVE/ECOREGIONS/2017", description="table asked from the source, or a file of polygons"
+    )
+    biomes: list[Annotated[int, Field(ge=1, le=14)]] | None = Field(
+        None, min_length=1, description="RESOLVE biome numbers, 1 to 14; all when left out"
+    )
+    exclude: list[Text] = Field(default_factory=list, description="names of ecoregions to leave out")
+
+
+class Anchor(_Strict):
+    """The scene that gives a sample its date; all other dates follow from it."""
+
+    modality: ModalityName | None = Field(None, description="the modality whose scene dates the sample")
+    one_of: list[ModalityName] | None = Field(None, min_length=1, description="modalities, one of which is drawn")
+    years: list[Annotated[int, Field(ge=2015, le=2100)]] = Field(
+        default_factory=list, description="calendar years from 2015 to 2100, one of which is drawn"
+    )
+    max_cloud: float | None = Field(None, ge=0, le=100, description="most cloud of a whole scene in percent")
+    min_clear: float | None = Field(None, ge=0, le=1, description="least clear share of the sample's own ground")
+    pick: Literal["random", "least_cloudy", "nearest"] = Field("random", description="which acceptable scene is taken")
+    required: bool = Field(True, description="a place without an anchor scene is given up for its next alternate")
+    max_days: float | None = Field(None, gt=0, le=36600, description="days around the place's own date")
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        """The modalities that can be the anchor."""
+        return tuple(self.one_of or [name for name in (self.modality,) if name])
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> Anchor:
+        problems = []
+        if (self.modality is None) == (self.one_of is None):
+            reason = "needs exactly one of modality and one_of"
+            problems.append(Problem(key=(), reason=reason, fix="name one modality, or several under one_of"))
+        if len(set(self.products)) < len(self.products):
+            problems.append(Problem(key=("one_of",), reason="names a modality twice", fix="name each once"))
+        if sorted(set(self.years)) != self.years:
+            fix = f"write {sorted(set(self.years))}"
+            problems.append(Problem(key=("years",), reason="must rise without repeats", fix=fix))
+        if problems:
+            raise cross_error(problems)
+        return self
+
+
+class ModalityUse(_Strict):
+    """How this recipe uses a modality."""
+
+    max_days: float | None = Field(None, gt=0, le=36600, description="most days between its scene and the anchor")
+    bands: list[Text] | None = Field(None, min_length=1, description="names of the bands to store; all when left out")
+    gsd: float | None = Field(None, ge=0.1, le=100_000, description="pixel size to store, in metres")
+    required: bool = Field(False, description="a place without it is given up for its next alternate")
+    source: ModalityName | None = Field(None, description="another source for this modality alone")
+
+
+class Source(_Strict):
+    """Where pixels come from and how it is reached."""
+
+    name: ModalityName = Field(description="earthengine or sandbox")
+    url: str | None = Field(None, pattern=r"^https?://", description="address of another server of the same protocol")
+    project: Text | None = Field(None, description="Google Cloud project the requests are charged to")
+    archive: Text | None = Field(None, description="YAML file that maps rasters to asset ids, for the sandbox")
+    archive_root: Text | None = Field(None, description="folder with those rasters")
+
+
+class Store(_Strict):
+    """How the cube is cut and packed."""
+
+    samples_per_shard: int = Field(32, ge=8, le=256, description="samples written together as one shard")
+    codec: Literal["zstd", "lz4", "lz4hc"] = Field("zstd", description="Blosc compressor")
+    level: int = Field(5, ge=0, le=9, description="compression level")
+
+
+class Splits(_Strict):
+    """Spatial blocks held out for validation and test."""
+
+    val: float = Field(0.1, ge=0, le=1, description="share of blocks for validation")
+    test: float = Field(0.1, ge=0, le=1, description="share of blocks for test")
+    block_km: float = Field(50.0, ge=1, le=5000, description="side of a block in kilometres")
+    buffer_m: float = Field(
+        1000.0, ge=0, le=1e6, description="train samples this near to a held-out block get no split"
+    )
+
+    @model_validator(mode="after")
+    def _leaves_train(self) -> Splits:
+        if self.val + self.test >= 1:
+            reason = f"val + test = {self.val + self.test:g} leaves nothing to train on"
+            raise cross_error([Problem(key=("val",), reason=reason, fix="keep their sum below 1")])
+        return self
+
+
+def named_source(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def bare_uses(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: {} if use is None else use for name, use in value.items()}
+
+
+class Recipe(_Strict):
+    """What a person asks for. ``modality_defs`` are the modalities used, with their band subset, in recipe order."""
+
+    extends: Text | None = Field(None, description="name or relative path of a recipe that this one changes")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="lower case letters, digits, - and _")
+    title: Text = Field(description="one line for people")
+    description: str | None = Field(None, description="what the corpus is for")
+    licence: Text = Field(description="licence of the corpus, SPDX where possible")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="all random choices follow from it")
+    samples: int | None = Field(None, ge=1, le=1_000_000_000, description="how many samples")
+    sampler: Annotated[PointsSampler | AreaSampler | BiomeSampler, Field(discriminator="kind")] = Field(
+        description="how places are chosen"
+    )
+    grid: Annotated[UtmGrid | WebmercatorGrid, Field(discriminator="kind")] = Field(description="the chips' grid")
+    anchor: Anchor = Field(description="the scene that dates a sample")
+    modalities: Annotated[dict[ModalityName, ModalityUse], BeforeValidator(bare_uses)] = Field(
+        min_length=1, description="what is stored, in this order"
+    )
+    source: Annotated[Source, BeforeValidator(named_source)] = Field(
+        default_factory=lambda: Source(name="earthengine"), description="where pixels come from"
+    )
+    store: Store = Field(default_factory=Store, description="how the cube is cut and packed")
+    splits: Splits = Field(default_factory=Splits, description="what is held out")
+    alternates: int = Field(4, ge=0, le=100, description="places tried when a slot's first fails")
+    files: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
+        default_factory=dict, description="sha256 of each file the recipe names; mmbuild writes it"
+    )
+
+    _known: dict[str, Modality] = PrivateAttr(default_factory=dict)
+    _paths: dict[str, Path] = PrivateAttr(default_factory=dict)
+
+    @property
+    def known_modalities(self) -> dict[str, Modality]:
+        """Every modality that is defined, used or not, all bands."""
+        return self._known
+
+    @property
+    def modality_defs(self) -> dict[str, Modality]:
+        return {name: _with_bands(self._known[name], use.bands) for name, use in self.modalities.items()}
+
+    @property
+    def gsd_of_grid(self) -> float:
+        """Pixel size of the sample grid in metres of its CRS."""
+        if isinstance(self.grid, UtmGrid):
+            return self.grid.gsd
+        side: float = 2 * MERCATOR_EDGE_M / 2**self.grid.zoom
+        return side / self.grid.size
+
+    def gsd(self, name: str) -> float | None:
+        """Pixel size at which a modality is stored; None for image-level ones.
+
+        What the recipe says; else on a UTM grid the modality's own, but not finer than the grid; else the tile's.
+        """
+        own, asked = self._known[name].gsd, self.modalities[name].gsd
+        if own is None or asked is not None:
+            return None if own is None else asked
+        return max(own, self.gsd_of_grid) if isinstance(self.grid, UtmGrid) else self.gsd_of_grid
+
+    def shape(self, name: str, times: int = 1) -> tuple[int, ...]:
+        """Shape of one sample of a modality: (time, band, y, x), or (time, band) at image level."""
+        bands, gsd = len(self.modality_defs[name].bands), self.gsd(name)
+        if gsd is None:
+            return (times, bands)
+        side = round(self.gsd_of_grid * self.grid.size / gsd)
+        return (times, bands, side, side)
+
+    def file(self, written: str) -> Path:
+        """Absolute path of a file the recipe names, which is relative to the recipe and not to the working folder."""
+        return self._paths.get(written, Path(written))
+
+    def resolved(self) -> dict[str, Any]:
+        """Everything written out as JSON-able data that loads again: ``extends`` and ``--set`` applied, no None."""
+        return self.model_dump(mode="json", exclude_none=True, exclude={"extends"})
+
+    @property
+    def digest(self) -> str:
+        """sha256 over everything that determines the corpus.
+
+        Left out: samples (a larger corpus keeps the smaller), and by whom and from where the same source is reached.
+        Files count by their content, modalities by their definition and order.
+        """
+        data = self.resolved()
+        sums = data.pop("files")
+        for section, key in FILE_KEYS:
+            if data[section].get(key) in sums:
+                data[section][key] = sums[data[section][key]]
+        data.pop("samples", None)
+        for key in ("project", "archive_root"):
+            data["source"].pop(key, None)
+        data["modalities"] = list(data["modalities"].items())
+        screens = {m.clear.modality for m in self.modality_defs.values() if m.clear}
+        used = [self._known[name] for name in sorted(screens | set(self.modalities)) if name in self._known]
+        data["definitions"] = [definition.model_dump(mode="json") for definition in used]
+        text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _with_bands(modality: Modality, bands: Sequence[str] | None) -> Modality:
+    return modality if bands is None else modality.subset(list(bands))
