@@ -241,9 +241,7 @@ def _open_obstore(url: str) -> Any:
         return obstore.store.from_url(url, **options)
     except Exception as error:
         if type(error).__module__.startswith("obstore"):
-            raise UserError(
-                str(error).splitlines()[0], url, "use s3://bucket/prefix, gs://... or a folder"
-            ) from error
+            raise UserError(str(error).splitlines()[0], url, "use s3://bucket/prefix, gs://... or a folder") from error
         raise
 
 

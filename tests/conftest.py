@@ -39,3 +39,11 @@ def bucket_url(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     bucket = f"corpora-{uuid.uuid4().hex[:12]}"
     boto3.client("s3").create_bucket(Bucket=bucket)
     return f"s3://{bucket}/some/corpus"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The shared folder beside the repository; a test that needs it is skipped where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the shared folder of real data beside the repository ({SHARED})")
+    return SHARED

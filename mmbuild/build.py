@@ -1,0 +1,353 @@
+"""From a recipe to a finished corpus: plan, then every unfinished shard on Dask, then split, stats and catalogue.
+
+A shard is one task with one writer: it writes its arrays, then its commit record. Running again does what is missing,
+retries what failed, and rewrites nothing that is good.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmbuild.cube import (
+    Corpus,
+    committed_shards,
+    layouts,
+    open_corpus,
+    put_if_changed,
+    read_record,
+    record_key,
+    root_attributes,
+    root_table,
+    write_tree,
+)
+from mmbuild.errors import QuotaStop, UserError
+from mmbuild.modality import Modality
+from mmbuild.plan import locate, slots_of_shard
+from mmbuild.recipe import Recipe, load_recipe
+from mmbuild.shard import ShardResult, ShardTask, build_shard
+from mmbuild.sources import SourceSpec, Usage, open_source
+from mmbuild.splits import split_corpus
+from mmbuild.stats import compute
+from mmbuild.store import Store, open_store
+
+OnStep = Callable[[str], None]
+_VERSIONS = (
+    "mmbuild",
+    "earthengine-api",
+    "numpy",
+    "numcodecs",
+    "zarr",
+    "pyarrow",
+    "pyproj",
+    "shapely",
+    "stac-geoparquet",
+)
+
+
+@dataclass(kw_only=True)
+class BuildReport:
+    """What one run did; ``failed`` samples can be retried by running again."""
+
+    shards_total: int = 0
+    shards_done: int = 0
+    statuses: dict[str, int] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
+    seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Samples of finished shards a second."""
+        return sum(self.statuses.values()) / self.seconds if self.seconds else 0.0
+
+    def add(self, result: ShardResult) -> None:
+        self.shards_done += 1
+        self.usage.add(result.usage)
+        for status, count in result.statuses.items():
+            self.statuses[status] = self.statuses.get(status, 0) + count
+
+
+def build_corpus(
+    recipe: str | os.PathLike[str] | Recipe,
+    out: str | os.PathLike[str],
+    *,
+    samples: int | None = None,
+    source: SourceSpec | None = None,
+    workers: int = 0,
+    scheduler: str | None = None,
+    overrides: Sequence[str] = (),
+    progress: Callable[[BuildReport], None] | None = None,
+    on_step: OnStep | None = None,
+) -> Corpus:
+    """Build a corpus, or finish or extend one, and return it opened.
+
+    out: a folder or an object-store URL. samples: overrides the recipe's number (a corpus only grows).
+    workers: processes, 0 for threads; scheduler: address of a running Dask scheduler instead.
+    on_step: called with the name of every step (in this process, so only with workers=0): tests interrupt there.
+    Raises UserError for a wrong recipe or a corpus of another recipe, QuotaStop when a quota ended the work.
+    """
+    asked = recipe if isinstance(recipe, Recipe) else load_recipe(os.fspath(recipe), overrides)
+    spec = source or spec_of(asked)
+    step = on_step or (lambda name: None)
+    started, began = datetime.now(UTC), time.monotonic()
+    store = open_store(out)
+    with store.lease("runs/lease"):
+        store.sweep()
+        report = BuildReport()
+        try:
+            slots = _prepare(store, asked, spec, samples or asked.samples, step)
+            tasks = list(_unfinished(store, asked, spec, slots))
+            report.shards_total = len(tasks)
+            for result in _run(tasks, workers, scheduler, step if on_step else None):
+                report.add(result)
+                report.seconds = time.monotonic() - began
+                if progress is not None:
+                    progress(report)
+            finish(open_corpus(out), step=step)
+        finally:
+            report.seconds = time.monotonic() - began
+            _write_ledger(store, report, started)
+    return open_corpus(out)
+
+
+# -- before the shards --------------------------------------------------------------------------------------------
+
+
+def _prepare(store: Store, recipe: Recipe, spec: SourceSpec, samples: int | None, step: OnStep) -> int:
+    """Write the lock, the locations and the cube's metadata, or check and extend what is there; the number of slots."""
+    source = open_source(spec, recipe.known_modalities, {})
+    old = json.loads(store.get("recipe.lock.json")) if store.exists("recipe.lock.json") else None
+    lock = _lock(recipe, source.identity(), samples)
+    if old is not None:
+        _check_same(store, old, lock)
+    elif any(key.startswith(("cube.zarr/", "shards/")) for key in store.list()):
+        raise UserError("there are files of something else here", store.url, "build into an empty folder")
+    step("checked")
+    lock["samples"] = _write_locations(store, recipe, samples, source.regions)
+    step("located")
+    if old is None:
+        write_tree(store, layouts(recipe), lock["samples"], None, {"name": recipe.name})
+    put_if_changed(
+        store, "recipe.yaml", yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True).encode()
+    )
+    # The lock goes last: a folder with a lock has everything that a shard needs.
+    put_if_changed(store, "recipe.lock.json", json.dumps(lock, indent=1, ensure_ascii=False).encode())
+    step("locked")
+    return int(lock["samples"])
+
+
+def _lock(recipe: Recipe, source: dict[str, Any], samples: int | None) -> dict[str, Any]:
+    return {
+        "digest": recipe.digest,
+        "samples": samples,
+        "source": source,
+        "recipe": recipe.resolved(),
+        "modalities": {name: m.model_dump(mode="json") for name, m in _used(recipe).items()},
+        "versions": {name: version(name) for name in _VERSIONS},
+    }
+
+
+def _used(recipe: Recipe) -> dict[str, Modality]:
+    """The definitions a corpus depends on: its modalities and those that screen for clouds."""
+    screens = {m.clear.modality for m in recipe.modality_defs.values() if m.clear}
+    return {name: m for name, m in recipe.known_modalities.items() if name in screens | set(recipe.modalities)}
+
+
+def spec_of(recipe: Recipe) -> SourceSpec:
+    """The recipe's source as plain data, its files found."""
+    source = recipe.source
+    archive = None if source.archive is None else str(recipe.file(source.archive))
+    return SourceSpec(
+        name=source.name,
+        url=source.url,
+        project=source.project,
+        archive=archive,
+        archive_root=source.archive_root,
+    )
+
+
+def _check_same(store: Store, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Only a larger number of samples may differ; the packages of the first build stay on record."""
+    if old["digest"] != new["digest"]:
+        keys = [key for key in new["recipe"] if key != "samples" and old["recipe"].get(key) != new["recipe"][key]]
+        changed = (
+            f"the recipe changed ({', '.join(keys)})" if keys else "a file or modality that the recipe uses changed"
+        )
+        raise UserError(f"this corpus was built from another recipe: {changed}", store.url, "build into another folder")
+    if old["source"] != new["source"]:
+        raise UserError(
+            f"this corpus came from another source ({_brief(old['source'])}, now {_brief(new['source'])})", store.url,
+            "use the same --source, --archive and sandbox version, or build into another folder",
+        )  # fmt: skip
+    if new["samples"] is None:
+        new["samples"] = old["samples"]
+    if old["samples"] > new["samples"]:
+        raise UserError(
+            f"this corpus has {old['samples']} samples already, {new['samples']} are asked", store.url,
+            "a corpus only grows; leave --samples out or build into another folder",
+        )  # fmt: skip
+    new["versions"] = old["versions"]
+
+
+def _brief(source: dict[str, Any]) -> str:
+    return " ".join(str(value)[:12] for key, value in source.items() if key not in ("name", "synthetic"))
+
+
+def _write_locations(store: Store, recipe: Recipe, samples: int | None, regions: Callable[[str], Any]) -> int:
+    """Write locations.parquet, keeping the rows that are there: slots once given out never move. The number of slots."""
+    import geopandas as gpd
+    import pandas as pd
+
+    known = _read_locations(store) if store.exists("locations.parquet") else None
+    first = 0 if known is None else int(known["slot"].max()) + 1
+    if samples is not None and first >= samples:
+        return first
+    more = locate(recipe, start=first, stop=samples, regions=regions)
+    if more.empty:
+        return first
+    table = more if known is None else gpd.GeoDataFrame(pd.concat([known, more], ignore_index=True), crs=more.crs)
+    store.put("locations.parquet", _geoparquet(table))
+    return int(table["slot"].max()) + 1
+
+
+def _read_locations(store: Store) -> Any:
+    import io
+
+    import geopandas as gpd
+
+    return gpd.read_parquet(io.BytesIO(store.get("locations.parquet")))
+
+
+def _geoparquet(table: Any) -> bytes:
+    import io
+
+    sink = io.BytesIO()
+    table.to_parquet(sink, index=False, compression="zstd")
+    return sink.getvalue()
+
+
+# -- the shards ---------------------------------------------------------------------------------------------------
+
+
+def _unfinished(store: Store, recipe: Recipe, spec: SourceSpec, samples: int) -> Iterator[ShardTask]:
+    """A task for every shard without a record, with too few samples in it, or with failed samples."""
+    places = _read_locations(store).drop(columns="geometry")
+    places = places.astype({"date": object, "anchor_year": object}).where(lambda frame: frame.notna(), None)
+    size, done = recipe.store.samples_per_shard, set(committed_shards(store))
+    for shard in range(-(-samples // size)):
+        slots = slots_of_shard(shard, size, samples)
+        if shard in done and _is_complete(store, shard, slots):
+            continue
+        rows = places[places["slot"].between(slots.start, slots.stop - 1)].to_dict("records")
+        yield ShardTask(shard=shard, out=store.url, recipe=recipe, source=spec, rows=rows)
+
+
+def _is_complete(store: Store, shard: int, slots: range) -> bool:
+    record = read_record(store, shard)
+    return set(record["slot"].to_pylist()) == set(slots) and "failed" not in record["status"].to_pylist()
+
+
+def _run(tasks: Sequence[ShardTask], workers: int, scheduler: str | None, step: OnStep | None) -> Iterator[ShardResult]:
+    """Run shard tasks on threads, on a local cluster, or on a scheduler; results come as they finish."""
+    if not tasks:
+        return
+    if step is not None:
+        yield from (build_shard(task, step) for task in tasks)
+        return
+    from dask.distributed import as_completed
+
+    with _client(workers, scheduler) as client:
+        futures = client.map(build_shard, tasks, pure=False, retries=0)
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except (QuotaStop, KeyboardInterrupt):
+            client.cancel(futures)
+            raise
+
+
+@contextmanager
+def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
+    import dask
+    from dask.distributed import Client, LocalCluster
+
+    if scheduler is not None:
+        try:
+            client = Client(scheduler, timeout="20s")
+        except OSError as error:
+            raise UserError(
+                f"no Dask scheduler answers: {error}", scheduler, "start one with `dask scheduler`"
+            ) from error
+        with client:
+            yield client
+        return
+    threads = min(4, os.cpu_count() or 1)
+    # Workers hold one shard in memory (at most 256 MiB); Dask's own memory limits would only pause them.
+    with (
+        dask.config.set({"distributed.worker.daemon": True}),
+        LocalCluster(
+            n_workers=workers or 1, processes=workers > 0, threads_per_worker=1 if workers else threads,
+            dashboard_address=None, memory_limit=0,
+        ) as cluster,
+        Client(cluster) as client,
+    ):  # fmt: skip
+        yield client
+
+
+# -- after the shards ---------------------------------------------------------------------------------------------
+
+
+def finish(corpus: Corpus, *, step: OnStep = lambda name: None, again: bool = False) -> None:
+    """Split, statistics and catalogue of what is stored now; skipped when they are already those of these records.
+
+    The collection is written last and names the records it was made from, so an interrupted finish is seen.
+    """
+    records = _records_digest(corpus.store)
+    if not again and _finished(corpus.store) == records:
+        return
+    splits = split_corpus(corpus)
+    step("split")
+    write_tree(corpus.store, corpus.layouts, corpus.n_slots, root_table(corpus, splits), root_attributes(corpus))
+    step("coordinates")
+    statistics = compute(corpus, splits)
+    step("stats")
+    write_catalog(corpus, splits, statistics, records=records)
+    step("catalogued")
+
+
+def _records_digest(store: Store) -> str:
+    """One digest over all commit records."""
+    total = hashlib.sha256()
+    for shard in committed_shards(store):
+        total.update(hashlib.sha256(store.get(record_key(shard))).digest())
+    return total.hexdigest()
+
+
+def _finished(store: Store) -> str | None:
+    """The records that the catalogue here was made from."""
+    if not store.exists("collection.json"):
+        return None
+    digest: str | None = json.loads(store.get("collection.json")).get("mmbuild:records")
+    return digest
+
+
+def _write_ledger(store: Store, report: BuildReport, started: datetime) -> None:
+    """What this run asked and when: the only wall-clock times in a corpus."""
+    ledger = {
+        "started": started.isoformat(timespec="seconds"), "seconds": round(report.seconds, 3),
+        "shards": {"planned": report.shards_total, "done": report.shards_done},
+        "samples": report.statuses, "requests": vars(report.usage),
+    }  # fmt: skip
+    name = f"runs/{started:%Y%m%dT%H%M%S%f}-{os.getpid()}.json"
+    store.put(name, json.dumps(ledger, indent=1).encode())

@@ -1,0 +1,424 @@
+"""The Zarr cube of a corpus: its layout, the bytes of one shard, and an opened corpus for people and tools.
+
+Shards are encoded here, byte for byte, so that the same chips always give the same object and every chip's place in
+it is known to the commit record. A shard is written by one task; nothing here decides what goes into it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import struct
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import google_crc32c
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numcodecs import blosc
+
+from mmbuild.errors import IntegrityError, UserError
+from mmbuild.modality import Modality
+from mmbuild.recipe import Recipe, recipe_from_resolved
+from mmbuild.store import Store, open_store
+
+if TYPE_CHECKING:
+    import geopandas as gpd
+    import xarray as xr
+
+CUBE = "cube.zarr"
+# Zarr's sharding codec marks an absent inner chunk with the largest unsigned integer, twice (sharding spec, v1.0).
+_ABSENT = 2**64 - 1
+_CRC_BYTES = 4
+
+_TIMESTAMP = pa.timestamp("ms", tz="UTC")
+RECORD_SCHEMA = pa.schema(
+    [
+        ("slot", pa.int64()), ("sample_id", pa.string()), ("alternate", pa.int16()), ("sample_status", pa.string()),
+        ("lon", pa.float64()), ("lat", pa.float64()), ("epsg", pa.int32()), ("x0", pa.float64()), ("y0", pa.float64()),
+        ("gsd", pa.float64()), ("height", pa.int32()), ("width", pa.int32()), ("tags", pa.string()),
+        ("anchor_time", _TIMESTAMP), ("modality", pa.string()), ("time", pa.int16()), ("status", pa.string()),
+        ("reason", pa.string()), ("scene_ids", pa.list_(pa.string())), ("datetime", _TIMESTAMP),
+        ("window_start", _TIMESTAMP), ("window_end", _TIMESTAMP), ("first", _TIMESTAMP), ("last", _TIMESTAMP),
+        ("scene_count", pa.int32()), ("delta_days", pa.float64()), ("clear_fraction", pa.float32()),
+        ("valid_fraction", pa.float32()), ("sha256", pa.string()), ("offset", pa.int64()), ("length", pa.int64()),
+    ]
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayLayout:
+    """How one modality lies on disk: ``chip`` is (band, y, x) or (band,), in pixels of ``gsd`` metres."""
+
+    modality: Modality
+    gsd: float | None
+    times: int
+    chip: tuple[int, ...]
+    samples_per_shard: int
+    codec: str
+    level: int
+
+    @property
+    def name(self) -> str:
+        return self.modality.name
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        return ("sample", "time", "band", "y", "x")[: 2 + len(self.chip)]
+
+    def key(self, shard: int) -> str:
+        """The object of a shard, as Zarr's default chunk keys name it."""
+        return f"{CUBE}/{self.name}/data/c/{shard}" + "/0" * (1 + len(self.chip))
+
+    def encode(self, chip: np.ndarray) -> bytes:
+        """The inner chunk of a chip: little-endian C order, Blosc with byte shuffle, crc32c."""
+        raw = canonical_bytes(chip, self.modality.np_dtype, self.chip, self.name)
+        # One Blosc thread: more give different bytes for the same input (measured), and corpora must be reproducible.
+        blosc.set_nthreads(1)
+        shuffle = blosc.SHUFFLE if self.modality.np_dtype.itemsize > 1 else blosc.NOSHUFFLE
+        array = np.frombuffer(raw, dtype=self.modality.np_dtype.newbyteorder("<"))
+        packed = bytes(blosc.compress(array, self.codec.encode(), self.level, shuffle, 0))
+        return packed + struct.pack("<I", google_crc32c.value(packed))
+
+    def decode(self, chunk: bytes) -> np.ndarray:
+        """The chip of an inner chunk; IntegrityError when its checksum is wrong."""
+        packed, crc = chunk[:-_CRC_BYTES], struct.unpack("<I", chunk[-_CRC_BYTES:])[0]
+        if google_crc32c.value(packed) != crc:
+            raise IntegrityError(
+                f"{self.name}: the checksum of a stored chip is wrong; run the build again to replace it"
+            )
+        dtype = self.modality.np_dtype.newbyteorder("<")
+        return np.frombuffer(blosc.decompress(packed), dtype=dtype).reshape(self.chip)
+
+
+def canonical_bytes(chip: np.ndarray, dtype: np.dtype[Any], shape: tuple[int, ...], name: str) -> bytes:
+    """Little-endian C-order bytes of a chip, the form that sha256 is taken of; IntegrityError on another shape or dtype."""
+    if chip.shape != shape or chip.dtype != dtype:
+        raise IntegrityError(f"{name}: a chip is {chip.dtype}{chip.shape}, the cube holds {dtype}{shape}")
+    return np.ascontiguousarray(chip, dtype=dtype.newbyteorder("<")).tobytes()
+
+
+def chip_digest(chip: np.ndarray) -> str:
+    """sha256 (hex) of a chip's little-endian C-order bytes."""
+    return hashlib.sha256(np.ascontiguousarray(chip, dtype=chip.dtype.newbyteorder("<")).tobytes()).hexdigest()
+
+
+def layouts(recipe: Recipe) -> dict[str, ArrayLayout]:
+    """The array layout of every modality of a recipe, in recipe order."""
+    found = {}
+    for name, modality in recipe.modality_defs.items():
+        times, *chip = recipe.shape(name)
+        found[name] = ArrayLayout(
+            modality=modality, gsd=recipe.gsd(name), times=times, chip=tuple(chip),
+            samples_per_shard=recipe.store.samples_per_shard, codec=recipe.store.codec, level=recipe.store.level,
+        )  # fmt: skip
+    return found
+
+
+def pack_shard(chunks: Sequence[bytes | None]) -> tuple[bytes, list[tuple[int, int]]]:
+    """One shard object of the sharding codec (index at the end) and the (offset, length) of each inner chunk.
+
+    Absent chunks get (-1, -1). chunks: one per (sample, time) in C order, always the full shard.
+    """
+    places: list[tuple[int, int]] = []
+    index: list[int] = []
+    offset = 0
+    for chunk in chunks:
+        if chunk is None:
+            places.append((-1, -1))
+            index += [_ABSENT, _ABSENT]
+        else:
+            places.append((offset, len(chunk)))
+            index += [offset, len(chunk)]
+            offset += len(chunk)
+    packed = struct.pack(f"<{len(index)}Q", *index)
+    tail = packed + struct.pack("<I", google_crc32c.value(packed))
+    return b"".join(chunk for chunk in chunks if chunk is not None) + tail, places
+
+
+def record_key(shard: int) -> str:
+    return f"shards/{shard:06d}.parquet"
+
+
+def write_record(store: Store, shard: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Put the commit record of a shard: the one act that makes its arrays part of the corpus."""
+    store.put(record_key(shard), parquet_bytes(pa.Table.from_pylist(list(rows), schema=RECORD_SCHEMA)))
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as one Parquet file; the same table gives the same bytes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def read_record(store: Store, shard: int) -> pa.Table:
+    return pq.read_table(pa.BufferReader(store.get(record_key(shard))))
+
+
+def committed_shards(store: Store) -> list[int]:
+    """The shards that have a commit record, in order."""
+    return sorted(int(key.split("/")[-1].split(".")[0]) for key in store.list("shards") if key.endswith(".parquet"))
+
+
+def put_if_changed(store: Store, key: str, data: bytes) -> bool:
+    """Put bytes unless they are there already; True when something was written."""
+    if store.exists(key) and store.get(key) == data:
+        return False
+    store.put(key, data)
+    return True
+
+
+def write_tree(
+    store: Store,
+    arrays: Mapping[str, ArrayLayout],
+    slots: int,
+    root: pa.Table | None,
+    attributes: Mapping[str, Any],
+) -> None:
+    """Write the cube's groups, array metadata and coordinates (never chip data).
+
+    root: one row per slot with the per-sample coordinates, None before any sample is known; datetimes come from its
+    column ``datetime:<modality>``.
+    """
+    for key, data in sorted(_tree(arrays, slots, root, attributes).items()):
+        put_if_changed(store, f"{CUBE}/{key}", data)
+
+
+def _tree(
+    arrays: Mapping[str, ArrayLayout], slots: int, root: pa.Table | None, attributes: Mapping[str, Any]
+) -> dict[str, bytes]:
+    import zarr
+
+    memory = zarr.storage.MemoryStore()
+    group = zarr.create_group(memory, zarr_format=3, attributes=dict(attributes))
+    columns = {} if root is None else {name: root[name].to_pylist() for name in root.column_names}
+    for name, column in columns.items():
+        if not name.startswith("datetime:"):
+            values = np.array(column)
+            _coordinate(group, name, values, ("sample", "affine")[: values.ndim])
+    for layout in arrays.values():
+        _array_group(group, layout, slots, root)
+    with warnings.catch_warnings():
+        # Not in the Zarr 3 specification yet, and ignored by readers that do not know it; on an object store it
+        # saves a reader one request for every array.
+        warnings.filterwarnings("ignore", message="Consolidated metadata", category=zarr.errors.ZarrUserWarning)
+        for path in (*arrays, ""):
+            zarr.consolidate_metadata(memory, path=path)
+    objects = asyncio.run(_dump(memory))
+    return {key: data for key, data in objects.items() if "/data/c/" not in key}
+
+
+async def _dump(memory: Any) -> dict[str, bytes]:
+    from zarr.core.buffer import default_buffer_prototype
+
+    found = {}
+    async for key in memory.list():
+        buffer = await memory.get(key, default_buffer_prototype())
+        found[key] = buffer.to_bytes()
+    return found
+
+
+def _array_group(root_group: Any, layout: ArrayLayout, slots: int, root: pa.Table | None) -> None:
+    from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
+
+    modality = layout.modality
+    group = root_group.create_group(modality.name, attributes=_about(layout))
+    # Shuffling values of one byte does nothing but cost time.
+    shuffle: Any = "shuffle" if modality.np_dtype.itemsize > 1 else "noshuffle"
+    cname: Any = layout.codec
+    group.create_array(
+        "data",
+        shape=(slots, layout.times, *layout.chip),
+        chunks=(1, 1, *layout.chip),
+        shards=(layout.samples_per_shard, layout.times, *layout.chip),
+        dtype=modality.np_dtype,
+        fill_value=modality.fill.item(),
+        serializer=BytesCodec(endian="little"),
+        compressors=[
+            BloscCodec(cname=cname, clevel=layout.level, shuffle=shuffle, typesize=modality.np_dtype.itemsize),
+            Crc32cCodec(),
+        ],
+        dimension_names=layout.dims,
+        # xarray masks by missing_value; the coordinates are found by the CF attribute.
+        attributes={
+            "missing_value": modality.fill.item(),
+            "coordinates": "datetime" if root is not None else "",
+        },
+    )
+    _coordinate(group, "band", np.array(modality.band_names, dtype=str), ("band",))
+    column = f"datetime:{modality.name}"
+    if root is not None and column in root.column_names:
+        millis = root[column].cast(pa.int64()).fill_null(np.iinfo(np.int64).min).to_numpy(zero_copy_only=False)
+        units = {"units": "milliseconds since 1970-01-01T00:00:00", "calendar": "proleptic_gregorian"}
+        _coordinate(group, "datetime", millis.reshape(slots, layout.times), ("sample", "time"), units)
+
+
+def _about(layout: ArrayLayout) -> dict[str, Any]:
+    modality = layout.modality
+    return {
+        "title": modality.title, "level": modality.level, "values": modality.values, "gsd": layout.gsd,
+        "nodata": modality.fill.item(), "licence": modality.licence, "attribution": modality.attribution,
+        "bands": [band.model_dump(mode="json", exclude_none=True) for band in modality.bands],
+        "classes": {str(item.code): item.name for item in modality.classes},
+    }  # fmt: skip
+
+
+def _coordinate(
+    group: Any,
+    name: str,
+    values: np.ndarray,
+    dims: tuple[str, ...],
+    attributes: Mapping[str, Any] | None = None,
+) -> None:
+    """A small uncompressed array in one chunk: coordinates are read whole."""
+    dtype: Any = "str" if values.dtype.kind == "U" else values.dtype
+    array = group.create_array(
+        name, shape=values.shape, chunks=tuple(max(1, n) for n in values.shape), dtype=dtype, compressors=None,
+        dimension_names=dims, attributes=dict(attributes or {}),
+    )  # fmt: skip
+    array[...] = values
+
+
+def root_table(corpus: Corpus, splits: Mapping[int, str]) -> pa.Table:
+    """The per-sample coordinates of the cube's root, and each modality's datetimes, one row per slot.
+
+    splits: slot -> split; a slot that is not stored has none. transform: affine (a, b, c, d, e, f) of the sample grid.
+    """
+    records = corpus.records()
+    rows: dict[int, dict[str, Any]] = {slot: _empty_row(slot) for slot in range(corpus.n_slots)}
+    times: dict[str, list[Any]] = {name: [None] * corpus.n_slots for name in corpus.modalities}
+    gsd = corpus.recipe.gsd_of_grid
+    for row in records.to_pylist():
+        slot = row["slot"]
+        rows[slot] = {
+            "id": row["sample_id"],
+            "lon": row["lon"],
+            "lat": row["lat"],
+            "crs": f"EPSG:{row['epsg']}",
+            "transform": [gsd, 0.0, row["x0"], 0.0, -gsd, row["y0"]],
+            "status": row["sample_status"],
+            "split": splits.get(slot, ""),
+            "tags": row["tags"],
+        }
+        times[row["modality"]][slot] = row["datetime"]
+    table = pa.Table.from_pylist([rows[slot] for slot in sorted(rows)])
+    for name, column in times.items():
+        table = table.append_column(f"datetime:{name}", pa.array(column, type=_TIMESTAMP))
+    return table
+
+
+def _empty_row(slot: int) -> dict[str, Any]:
+    nowhere = float("nan")
+    return {
+        "id": f"{slot:06d}",
+        "lon": nowhere,
+        "lat": nowhere,
+        "crs": "",
+        "transform": [nowhere] * 6,
+        "status": "",
+        "split": "",
+        "tags": "{}",
+    }
+
+
+def root_attributes(corpus: Corpus) -> dict[str, Any]:
+    """What the cube says of itself to people who open it alone."""
+    return {
+        "title": corpus.recipe.title,
+        "name": corpus.recipe.name,
+        "licence": corpus.recipe.licence,
+        "mmbuild:digest": corpus.digest,
+        "mmbuild:synthetic": corpus.synthetic,
+    }
+
+
+def open_corpus(location: str | os.PathLike[str]) -> Corpus:
+    """Open a built corpus; UserError when there is none."""
+    return Corpus(open_store(location))
+
+
+class Corpus:
+    """What has been built: readers trust only its commit records."""
+
+    def __init__(self, store: Store) -> None:
+        if not store.exists("recipe.lock.json"):
+            raise UserError("there is no corpus here", store.url, "build one: mmbuild build RECIPE OUT")
+        self.store = store
+        self.lock: dict[str, Any] = json.loads(store.get("recipe.lock.json"))
+        definitions = {name: Modality.model_validate(data) for name, data in self.lock["modalities"].items()}
+        self.recipe = recipe_from_resolved(self.lock["recipe"], definitions)
+        self.modalities = self.recipe.modality_defs
+        self.layouts = layouts(self.recipe)
+
+    def __repr__(self) -> str:
+        kind = "SYNTHETIC " if self.synthetic else ""
+        return f"<{kind}Corpus {self.recipe.name} at {self.store.url}: {self.n_slots} slots, {len(self.modalities)} modalities>"
+
+    @property
+    def digest(self) -> str:
+        return str(self.lock["digest"])
+
+    @property
+    def synthetic(self) -> bool:
+        return bool(self.lock["source"]["synthetic"])
+
+    @property
+    def n_slots(self) -> int:
+        return int(self.lock["samples"])
+
+    @property
+    def samples_per_shard(self) -> int:
+        return self.recipe.store.samples_per_shard
+
+    def gsd(self, modality: str) -> float | None:
+        return self.layouts[modality].gsd
+
+    def shape(self, modality: str) -> tuple[int, ...]:
+        """(time, band, y, x) or (time, band)."""
+        return (self.layouts[modality].times, *self.layouts[modality].chip)
+
+    def records(self) -> pa.Table:
+        """Every commit record, in shard order; see RECORD_SCHEMA."""
+        tables = [read_record(self.store, shard) for shard in committed_shards(self.store)]
+        return pa.concat_tables(tables) if tables else RECORD_SCHEMA.empty_table()
+
+    def locations(self) -> gpd.GeoDataFrame:
+        import io
+
+        import geopandas as gpd
+
+        return gpd.read_parquet(io.BytesIO(self.store.get("locations.parquet")))
+
+    def open_xarray(self) -> xr.DataTree:
+        """The cube as a lazy tree, one node per modality; missing pixels are NaN."""
+        import xarray as xr
+
+        return xr.open_datatree(self.zarr_store(), engine="zarr", chunks={})
+
+    def zarr_store(self) -> Any:
+        """The cube as a read-only zarr-python store."""
+        from zarr.storage import LocalStore, ObjectStore
+
+        handle = self.store.handle(CUBE)
+        return LocalStore(handle, read_only=True) if self.store.is_local else ObjectStore(handle, read_only=True)
+
+    @cached_property
+    def _places(self) -> dict[tuple[str, int, int], tuple[int, int]]:
+        table = self.records().select(["modality", "slot", "time", "offset", "length"])
+        return {(r["modality"], r["slot"], r["time"]): (r["offset"], r["length"]) for r in table.to_pylist()}
+
+    def read_chip(self, modality: str, slot: int, time: int = 0) -> np.ndarray:
+        """One chip, (band, y, x) or (band,); all nodata when it is not stored."""
+        layout = self.layouts[modality]
+        offset, length = self._places.get((modality, slot, time), (-1, -1))
+        if offset < 0:
+            return np.full(layout.chip, layout.modality.fill)
+        key = layout.key(slot // self.samples_per_shard)
+        return layout.decode(self.store.get_range(key, offset, length))

@@ -1,0 +1,156 @@
+"""From a recipe to work: where every sample lies, which shard it belongs to, and what asking for it will cost.
+
+Planning touches no pixels; the only thing it may ask a source for is a table of polygons.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from mmbuild import samplers
+from mmbuild.choose import Sample, anchor_year
+from mmbuild.cube import layouts
+from mmbuild.errors import UserError
+from mmbuild.grid import tile_at, tile_grid, to_earthengine, utm_grid
+from mmbuild.recipe import BiomeSampler, Recipe
+from mmbuild.samplers.area import read_polygons
+
+if TYPE_CHECKING:
+    import geopandas as gpd
+
+# Earth Engine's published limits for one project (developers guide, usage): what bounds any build from below.
+CONCURRENT_REQUESTS = 40
+REQUESTS_PER_SECOND = 100
+# A chip request of about 30 bands at 128 px answers in about a second on the live service (believed, not measured here).
+TYPICAL_LATENCY_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a build will be: counts, requests and bytes, computed without asking anybody."""
+
+    samples: int
+    shards: int
+    modalities: tuple[str, ...]
+    raw_bytes_per_sample: int
+    pixel_requests: int
+    metadata_requests: int
+    seconds_at_quota: float
+
+    @property
+    def raw_bytes(self) -> int:
+        return self.samples * self.raw_bytes_per_sample
+
+
+def estimate(recipe: Recipe, samples: int) -> Plan:
+    """Counts for ``samples`` stored samples, each taken at its first place; retries and alternates come on top."""
+    arrays = layouts(recipe)
+    shards = math.ceil(samples / recipe.store.samples_per_shard)
+    asked = [a for name, a in arrays.items() if not recipe.modality_defs[name].is_derived]
+    lattices = {a.gsd for a in asked if a.gsd is not None}
+    searches = shards * math.ceil(recipe.store.samples_per_shard / 32)
+    screens = searches if recipe.anchor.min_clear is not None else 0
+    requests = samples * len(lattices) + searches + screens
+    rate = min(REQUESTS_PER_SECOND, CONCURRENT_REQUESTS / TYPICAL_LATENCY_S)
+    return Plan(
+        samples=samples, shards=shards, modalities=tuple(arrays), pixel_requests=samples * len(lattices),
+        metadata_requests=searches + screens, seconds_at_quota=requests / rate,
+        raw_bytes_per_sample=sum(a.times * math.prod(a.chip) * a.modality.np_dtype.itemsize for a in arrays.values()),
+    )  # fmt: skip
+
+
+def locate(
+    recipe: Recipe,
+    *,
+    stop: int | None,
+    start: int = 0,
+    regions: Callable[[str], gpd.GeoDataFrame] | None = None,
+) -> gpd.GeoDataFrame:
+    """The ordered candidate locations of slots ``start`` to ``stop``: one row per (slot, alternate), with its grid.
+
+    stop: None takes every place of a sampler that has a list of them; a larger one keeps the first rows.
+    regions: asked for the polygons of a sampler that names a table.
+    Raises UserError when the sampler has fewer places than asked.
+    """
+    spec, polygons = _sampler(recipe, regions)
+    places = samplers.candidates(
+        spec, n=stop, start=start, seed=recipe.seed, alternates=recipe.alternates, regions=polygons
+    )
+    found = start + places["slot"].nunique()
+    if stop is not None and found < stop:
+        raise UserError(
+            f"the sampler has {found} places, {stop} samples are asked", "samples", f"ask for at most {found}"
+        )
+    return _with_grids(recipe, places)
+
+
+def _sampler(recipe: Recipe, regions: Callable[[str], gpd.GeoDataFrame] | None) -> tuple[Any, gpd.GeoDataFrame | None]:
+    """The sampler's keys with its file found, and the polygons it asks the source for."""
+    spec = recipe.sampler
+    if isinstance(spec, BiomeSampler):
+        if spec.ecoregions in recipe.files:
+            return spec, read_polygons(recipe.file(spec.ecoregions))
+        assert regions is not None, "a table of polygons is asked of a source"
+        return spec, regions(spec.ecoregions)
+    return spec.model_copy(update={"file": str(recipe.file(spec.file))}), None
+
+
+def count_places(recipe: Recipe) -> int:
+    """How many samples a recipe without ``samples`` means: every place of its list."""
+    return int(locate(recipe, stop=None)["slot"].nunique())
+
+
+def _with_grids(recipe: Recipe, places: Any) -> gpd.GeoDataFrame:
+    import geopandas as gpd
+    import pandas as pd
+
+    rows = [_grid_row(recipe, place) for place in places.to_dict("records")]
+    table = pd.DataFrame(rows)
+    table["date"] = pd.to_datetime(table["date"], utc=True).dt.as_unit("ms")
+    table = table.astype(
+        {"slot": "int64", "alternate": "int16", "epsg": "int32", "size": "int32", "anchor_year": "Int32"}
+    )
+    return gpd.GeoDataFrame(table, geometry=gpd.points_from_xy(table["lon"], table["lat"]), crs="EPSG:4326")
+
+
+def _grid_row(recipe: Recipe, place: dict[str, Any]) -> dict[str, Any]:
+    lon, lat, slot, alternate = place["lon"], place["lat"], int(place["slot"]), int(place["alternate"])
+    if recipe.grid.kind == "utm":
+        box = utm_grid(lon, lat, gsd=recipe.grid.gsd, size=recipe.grid.size)
+    else:
+        box = tile_grid(*tile_at(lon, lat, recipe.grid.zoom), size=recipe.grid.size)
+    has_date = place.get("date") is not None and place["date"] == place["date"]  # NaT is not equal to itself
+    return {
+        "slot": slot, "alternate": alternate, "sample_id": f"{slot:06d}", "lon": float(lon), "lat": float(lat),
+        "epsg": int(to_earthengine(box)["crsCode"].removeprefix("EPSG:")), "x0": box.affine.c, "y0": box.affine.f, "gsd": box.affine.a, "size": box.shape[0],
+        "date": place["date"] if has_date else None,
+        "anchor_year": None if has_date else anchor_year(recipe.seed, slot, alternate, recipe.anchor.years),
+        "tags": json.dumps(place["tags"], sort_keys=True, default=str),
+    }  # fmt: skip
+
+
+def samples_of(rows: Sequence[Mapping[str, Any]]) -> Iterator[Sample]:
+    """Location rows as samples, in their order."""
+    for row in rows:
+        date, year = row["date"], row["anchor_year"]
+        yield Sample(
+            slot=int(row["slot"]), alternate=int(row["alternate"]), sample_id=row["sample_id"],
+            lon=float(row["lon"]), lat=float(row["lat"]), epsg=int(row["epsg"]), x0=float(row["x0"]), y0=float(row["y0"]),
+            gsd=float(row["gsd"]), size=int(row["size"]), tags=json.loads(row["tags"]),
+            date=None if date is None or date != date else _utc(date), anchor_year=None if year is None or year != year else int(year),
+        )  # fmt: skip
+
+
+def _utc(date: Any) -> datetime:
+    moment: datetime = date.to_pydatetime() if hasattr(date, "to_pydatetime") else date
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def slots_of_shard(shard: int, samples_per_shard: int, samples: int) -> range:
+    """The slots that a shard owns; the last shard may be shorter."""
+    return range(shard * samples_per_shard, min((shard + 1) * samples_per_shard, samples))

@@ -1,0 +1,351 @@
+"""The work of one shard: find a place and scenes for every slot, read the chips, write the arrays, then the record.
+
+What did not work becomes a status with a reason; it never becomes pixels, and it never moves another sample.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+
+from mmbuild import choose
+from mmbuild.choose import Choice, Sample, Scene
+from mmbuild.cube import (
+    ArrayLayout,
+    chip_digest,
+    committed_shards,
+    layouts,
+    pack_shard,
+    read_record,
+    write_record,
+)
+from mmbuild.errors import SourceError
+from mmbuild.plan import samples_of
+from mmbuild.recipe import Recipe
+from mmbuild.sources import Ask, Source, SourceSpec, Usage, derived, open_source
+from mmbuild.store import Store, open_store
+from mmbuild.times import month_start
+
+OnStep = Callable[[str], None]
+# Chips asked for at the same time inside one shard; with a few shards at work this stays under the limit of 40.
+READ_THREADS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """One shard of work as plain data: ``rows`` are its rows of locations.parquet."""
+
+    shard: int
+    out: str
+    recipe: Recipe
+    source: SourceSpec
+    rows: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardResult:
+    """What a shard's task did; statuses count the samples of the shard."""
+
+    shard: int
+    statuses: Mapping[str, int]
+    usage: Usage
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What became of one candidate place."""
+
+    sample: Sample
+    status: str
+    reason: str = ""
+    anchor_time: datetime | None = None
+    choices: Mapping[str, Choice] = field(default_factory=dict)
+    chips: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def build_shard(task: ShardTask, step: OnStep = lambda name: None) -> ShardResult:
+    """Do what the shard still lacks and commit it; good chips of an earlier record are copied undecoded."""
+    store, recipe = open_store(task.out), task.recipe
+    arrays = layouts(recipe)
+    source = open_source(
+        task.source,
+        recipe.known_modalities | recipe.modality_defs,
+        {name: a.gsd for name, a in arrays.items() if a.gsd},
+    )
+    kept_rows, kept_chunks = _keep(store, task.shard, arrays)
+    wanted = [row for row in task.rows if row["slot"] not in kept_rows]
+    outcomes = _gather(recipe, source, list(samples_of(wanted)), step)
+    first = task.shard * recipe.store.samples_per_shard
+    rows, statuses = _write(store, task, arrays, first, kept_rows, kept_chunks, outcomes, step)
+    step(f"shard {task.shard}: before the record")
+    write_record(store, task.shard, rows)
+    step(f"shard {task.shard}: committed")
+    return ShardResult(shard=task.shard, statuses=statuses, usage=source.usage)
+
+
+def _keep(
+    store: Store, shard: int, arrays: Mapping[str, ArrayLayout]
+) -> tuple[dict[int, list[dict[str, Any]]], dict[tuple[str, int, int], bytes]]:
+    """Rows and encoded chunks of an earlier record whose samples did not fail."""
+    rows: dict[int, list[dict[str, Any]]] = {}
+    chunks: dict[tuple[str, int, int], bytes] = {}
+    if shard not in committed_shards(store):
+        return rows, chunks
+    for row in read_record(store, shard).to_pylist():
+        rows.setdefault(row["slot"], []).append(row)
+    rows = {slot: own for slot, own in rows.items() if all(row["status"] != "failed" for row in own)}
+    for own in rows.values():
+        for row in own:
+            if row["offset"] >= 0:
+                place = (row["modality"], row["slot"], row["time"])
+                chunks[place] = store.get_range(arrays[row["modality"]].key(shard), row["offset"], row["length"])
+    return rows, chunks
+
+
+# -- which place, which scenes, which pixels ----------------------------------------------------------------------
+
+
+def _gather(recipe: Recipe, source: Source, candidates: Sequence[Sample], step: OnStep) -> dict[int, Outcome]:
+    """The outcome of every slot: its first candidate place that works, or the last one's reason."""
+    queues: dict[int, list[Sample]] = {}
+    for sample in candidates:
+        queues.setdefault(sample.slot, []).append(sample)
+    done: dict[int, Outcome] = {}
+    history: dict[int, list[str]] = {slot: [] for slot in queues}
+    while any(queues.values()):
+        batch = [queue.pop(0) for queue in queues.values() if queue]
+        for outcome in _attempt(recipe, source, batch, step):
+            slot = outcome.sample.slot
+            done[slot] = outcome
+            history[slot].append(outcome.reason)
+            # A place that failed is not a place without data: it keeps its turn and is asked again by the next build.
+            if outcome.status in ("stored", "failed"):
+                queues[slot] = []
+            elif not queues[slot]:
+                outcome.reason = _whole_story(history[slot])
+    return done
+
+
+def _whole_story(reasons: Sequence[str]) -> str:
+    return reasons[0] if len(reasons) == 1 else f"{len(reasons)} places tried: {' | '.join(reasons)}"
+
+
+def _attempt(recipe: Recipe, source: Source, samples: Sequence[Sample], step: OnStep) -> list[Outcome]:
+    """Search, choose and read one candidate place of several slots."""
+    try:
+        scenes = _search(recipe, source, samples)
+        step("searched")
+        anchors, rest = _anchors(recipe, source, samples, scenes)
+        step("screened")
+    except SourceError as error:
+        return [Outcome(sample=sample, status="failed", reason=str(error)) for sample in samples]
+    jobs = []
+    for sample in samples:
+        if sample.slot in anchors:
+            anchor, clear = anchors[sample.slot]
+            choices = choose.choose_all(sample, anchor, scenes.get(sample.slot, ()), recipe, clear=clear)
+            when = anchor.time if anchor is not None else sample.date
+            jobs.append(Outcome(sample=sample, status="stored", anchor_time=when, choices=choices))
+    with ThreadPoolExecutor(max_workers=READ_THREADS) as pool:
+        read = list(pool.map(lambda job: _read(recipe, source, job), jobs))
+    step("read")
+    return [*rest, *read]
+
+
+def _search(recipe: Recipe, source: Source, samples: Sequence[Sample]) -> dict[int, list[Scene]]:
+    """Candidate scenes by slot; a request that is too large is halved until it fits."""
+    asks = {sample.slot: asks_of(recipe, sample) for sample in samples}
+    try:
+        found = source.search(samples, asks)
+    except SourceError as error:
+        if not error.too_large or len(samples) == 1:
+            raise
+        middle = len(samples) // 2
+        return _search(recipe, source, samples[:middle]) | _search(recipe, source, samples[middle:])
+    scenes: dict[int, list[Scene]] = {sample.slot: [] for sample in samples}
+    for scene in found:
+        scenes[scene.slot].append(scene)
+    return scenes
+
+
+def asks_of(recipe: Recipe, sample: Sample) -> list[Ask]:
+    """What to look for: anchors inside their window, everything else wherever the anchor may lead it."""
+    window = choose.anchor_window(sample, recipe.anchor)
+    asks = []
+    for name, modality in recipe.modality_defs.items():
+        if modality.is_derived:
+            continue
+        use = recipe.modalities[name]
+        if name in recipe.anchor.products:
+            asks.append(Ask(modality=modality, window=window, max_cloud=recipe.anchor.max_cloud))
+        elif modality.time == "static":
+            asks.append(Ask(modality=modality, window=None))
+        elif modality.time == "year":
+            years = (datetime(window[0].year, 1, 1, tzinfo=window[0].tzinfo), _year_end(window[1]))
+            asks.append(Ask(modality=modality, window=years))
+        elif modality.time == "months":
+            assert modality.months is not None
+            first, last = (
+                month_start(window[0], modality.months[0]),
+                month_start(window[1], modality.months[-1] + 1),
+            )
+            asks.append(Ask(modality=modality, window=(first, last)))
+        else:
+            reach = timedelta(days=use.max_days if use.max_days is not None else 0.0)
+            asks.append(Ask(modality=modality, window=(window[0] - reach, window[1] + reach)))
+    return asks
+
+
+def _year_end(end: datetime) -> datetime:
+    """First moment after the calendar year that holds the last moment before ``end``."""
+    return datetime((end - timedelta(milliseconds=1)).year + 1, 1, 1, tzinfo=end.tzinfo)
+
+
+def _anchors(
+    recipe: Recipe, source: Source, samples: Sequence[Sample], scenes: Mapping[int, Sequence[Scene]]
+) -> tuple[dict[int, tuple[Scene | None, float | None]], list[Outcome]]:
+    """The anchor of each sample with its clear fraction, and the outcomes of samples that have none but need one."""
+    rule = recipe.anchor
+    ranked = {sample.slot: choose.rank_anchors(sample, scenes[sample.slot], recipe) for sample in samples}
+    clear: dict[int, dict[str, float | None]] = {sample.slot: {} for sample in samples}
+    for count in choose.SCREEN_ROUNDS if rule.min_clear is not None else ():
+        pairs = [
+            (sample, scene)
+            for sample in samples
+            if choose.accept(ranked[sample.slot], clear[sample.slot], rule.min_clear) is None
+            for scene in ranked[sample.slot][len(clear[sample.slot]) :][:count]
+        ]
+        for (sample, scene), fraction in zip(pairs, source.screen(pairs) if pairs else (), strict=True):
+            clear[sample.slot][scene.scene_id] = fraction
+    anchors: dict[int, tuple[Scene | None, float | None]] = {}
+    without: list[Outcome] = []
+    for sample in samples:
+        taken = choose.accept(ranked[sample.slot], clear[sample.slot], rule.min_clear)
+        if taken is not None:
+            anchors[sample.slot] = (taken, clear[sample.slot].get(taken.scene_id))
+        elif rule.required:
+            status, reason = choose.why_no_anchor(ranked[sample.slot], clear[sample.slot], rule)
+            without.append(Outcome(sample=sample, status=status, reason=reason))
+        else:
+            anchors[sample.slot] = (None, None)
+    return anchors, without
+
+
+def _read(recipe: Recipe, source: Source, job: Outcome) -> Outcome:
+    """Fill in the chips; a sample whose anchor or required modality has no valid pixel is rejected."""
+    asked = {name: choice for name, choice in job.choices.items() if not recipe.modality_defs[name].is_derived}
+    try:
+        chips = source.read(job.sample, asked)
+    except SourceError as error:
+        return Outcome(
+            sample=job.sample,
+            status="failed",
+            reason=str(error),
+            anchor_time=job.anchor_time,
+            choices=job.choices,
+        )
+    choices = dict(job.choices)
+    for name, choice in job.choices.items():
+        modality = recipe.modality_defs[name]
+        if modality.is_derived:
+            chips[name] = derived.value(modality, job.sample, choice)
+        if name in chips and not valid_mask(chips[name], modality.fill).any():
+            del chips[name]
+            choices[name] = replace(choice, status="no_data", reason="every value is masked")
+    missing = [name for name in required(recipe, choices) if name not in chips]
+    pixels = [name for name in chips if not recipe.modality_defs[name].is_derived]
+    if missing or not pixels:
+        reason = "; ".join(f"{name}: {choices[name].reason}" for name in missing) or "no modality has data here"
+        return Outcome(
+            sample=job.sample, status="rejected", reason=reason, anchor_time=job.anchor_time, choices=choices
+        )
+    return replace_chips(job, choices, chips)
+
+
+def replace_chips(job: Outcome, choices: Mapping[str, Choice], chips: dict[str, np.ndarray]) -> Outcome:
+    return Outcome(sample=job.sample, status="stored", anchor_time=job.anchor_time, choices=choices, chips=chips)
+
+
+def required(recipe: Recipe, choices: Mapping[str, Choice]) -> list[str]:
+    """Modalities that a sample cannot do without: the anchor that was chosen, and those the recipe marks."""
+    names = [name for name, use in recipe.modalities.items() if use.required]
+    if recipe.anchor.required:
+        names += [name for name in recipe.anchor.products if choices[name].scenes]
+    return list(dict.fromkeys(names))
+
+
+def valid_mask(chip: np.ndarray, nodata: np.generic) -> np.ndarray:
+    """True where a stored value is data."""
+    valid: np.ndarray = ~np.isnan(chip) if nodata != nodata else np.not_equal(chip, nodata)
+    return valid
+
+
+# -- arrays, then the record --------------------------------------------------------------------------------------
+
+
+def _write(
+    store: Store, task: ShardTask, arrays: Mapping[str, ArrayLayout], first: int,
+    kept_rows: Mapping[int, list[dict[str, Any]]], kept_chunks: Mapping[tuple[str, int, int], bytes],
+    outcomes: Mapping[int, Outcome], step: OnStep,
+) -> tuple[list[dict[str, Any]], dict[str, int]]:  # fmt: skip
+    """Put one shard object per modality and return the record's rows, ordered by slot, modality and time."""
+    rows: dict[int, list[dict[str, Any]]] = {slot: [dict(row) for row in own] for slot, own in kept_rows.items()}
+    for slot, outcome in outcomes.items():
+        rows[slot] = [_row(outcome, layout) for layout in arrays.values()]
+    by_place = {(row["modality"], row["slot"], row["time"]): row for own in rows.values() for row in own}
+    for name, layout in arrays.items():
+        chunks: list[bytes | None] = []
+        slots = range(first, first + layout.samples_per_shard)
+        for place in ((name, slot, time) for slot in slots for time in range(layout.times)):
+            chip = outcomes[place[1]].chips.get(name) if place[1] in outcomes else None
+            chunks.append(layout.encode(chip) if chip is not None else kept_chunks.get(place))
+        data, places = pack_shard(chunks)
+        for place, (offset, length) in zip(
+            ((name, s, t) for s in slots for t in range(layout.times)), places, strict=True
+        ):
+            if place in by_place:
+                by_place[place] |= {"offset": offset, "length": length}
+        if any(chunk is not None for chunk in chunks):
+            store.put(layout.key(task.shard), data)
+        step(f"shard {task.shard}: {name} written")
+    ordered = [row for slot in sorted(rows) for row in rows[slot]]
+    return ordered, _count(row["sample_status"] for row in (own[0] for own in rows.values()))
+
+
+def _count(values: Iterable[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for value in values:
+        counts[value] = counts.get(value, 0) + 1
+    return counts
+
+
+def _row(outcome: Outcome, layout: ArrayLayout) -> dict[str, Any]:
+    """The record of one chip, without its place in the shard object."""
+    sample, modality = outcome.sample, layout.modality
+    choice = outcome.choices.get(layout.name, Choice(modality=layout.name))
+    chip = outcome.chips.get(layout.name)
+    status, reason = (choice.status, choice.reason) if outcome.status == "stored" else (outcome.status, outcome.reason)
+    times = [scene.time for scene in choice.scenes if scene.time is not None]
+    composite = choice.window is not None
+    return {
+        "slot": sample.slot, "sample_id": sample.sample_id, "alternate": sample.alternate,
+        "sample_status": outcome.status, "lon": sample.lon, "lat": sample.lat, "epsg": sample.epsg,
+        "x0": sample.x0, "y0": sample.y0, "gsd": layout.gsd,
+        "height": layout.chip[1] if layout.gsd else None, "width": layout.chip[2] if layout.gsd else None,
+        "tags": json.dumps(dict(sample.tags), sort_keys=True, default=str), "anchor_time": outcome.anchor_time,
+        "modality": layout.name, "time": 0, "status": status, "reason": reason,
+        "scene_ids": [scene.scene_id for scene in choice.scenes] if chip is not None else [],
+        "datetime": choice.when if chip is not None else None,
+        "window_start": choice.window[0] if composite and choice.window else None,
+        "window_end": choice.window[1] if composite and choice.window else None,
+        "first": min(times) if composite and times else None, "last": max(times) if composite and times else None,
+        "scene_count": len(choice.scenes), "delta_days": choice.delta_days, "clear_fraction": choice.clear_fraction,
+        "valid_fraction": None if chip is None else float(valid_mask(chip, modality.fill).mean()),
+        "sha256": None if chip is None else chip_digest(chip), "offset": -1, "length": -1,
+    }  # fmt: skip

@@ -1,0 +1,94 @@
+"""Where pixels come from: one file is one source, and the file's name is its name in a recipe.
+
+A source answers what it is asked; which scene is taken is decided in ``choose``. ``sandbox`` is the name of the
+earthengine source over the offline Earth Engine that mmbuild carries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from mmbuild.choose import Choice, Sample, Scene
+from mmbuild.errors import UserError
+from mmbuild.modality import Modality
+
+if TYPE_CHECKING:
+    import geopandas as gpd
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """One modality of one sample to look for: the half-open time window, or None when it has no date."""
+
+    modality: Modality
+    window: tuple[datetime, datetime] | None
+    max_cloud: float | None = None
+
+
+@dataclass(kw_only=True)
+class Usage:
+    """What a source was asked: counts of requests that were answered, of retries, and of bytes received."""
+
+    metadata_requests: int = 0
+    pixel_requests: int = 0
+    retries: int = 0
+    bytes: int = 0
+
+    def add(self, other: Usage) -> None:
+        for name in vars(self):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+class Source(Protocol):
+    """Plain data in, plain data out; opened in the worker that uses it and safe to use from several threads."""
+
+    usage: Usage
+
+    def identity(self) -> dict[str, Any]:
+        """What the pixels come from, for the lock file: the same source gives the same bytes. Has key ``synthetic``."""
+        ...
+
+    def search(self, samples: Sequence[Sample], asks: Mapping[int, Sequence[Ask]]) -> list[Scene]:
+        """Candidate scenes of every sample for its asks (by slot); footprints contain the whole chip."""
+        ...
+
+    def screen(self, pairs: Sequence[tuple[Sample, Scene]]) -> list[float | None]:
+        """Clear fraction (0..1) of each sample's ground in a scene; None where no pixel is valid."""
+        ...
+
+    def read(self, sample: Sample, choices: Mapping[str, Choice]) -> dict[str, np.ndarray]:
+        """Pixels of every chosen modality on the sample's grid, (band, y, x) or (band,), with nodata where missing."""
+        ...
+
+    def regions(self, name: str) -> gpd.GeoDataFrame:
+        """All polygons of a named table, EPSG:4326, with their properties as columns."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSpec:
+    """How to open a source, as plain data that travels to workers."""
+
+    name: str
+    url: str | None = None
+    project: str | None = None
+    archive: str | None = None
+    archive_root: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def open_source(spec: SourceSpec, modalities: Mapping[str, Modality], gsd: Mapping[str, float]) -> Source:
+    """Open a source for the given modalities; ``gsd`` is the pixel size at which each is stored, in metres.
+
+    Raises UserError for a source that does not exist.
+    """
+    if spec.name in ("earthengine", "sandbox"):
+        from mmbuild.sources.earthengine import EarthEngine
+
+        return EarthEngine(spec, modalities, gsd)
+    raise UserError(f"there is no source {spec.name!r}", "source", "use earthengine or sandbox")
