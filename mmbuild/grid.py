@@ -101,8 +101,8 @@ def at_gsd(box: GeoBox, gsd: float) -> GeoBox:
     if not (_whole(rows) and _whole(columns)):
         raise ValueError(f"{box.shape[1]} px at {old:g} m are not a whole number of {gsd:g} m pixels")
     shape = (round(rows), round(columns))
-    scale = Affine.scale(box.shape[1] / shape[1], box.shape[0] / shape[0])
-    return GeoBox(shape, box.affine * scale, box.crs)
+    across, down = (old * n / m for n, m in zip(reversed(box.shape), reversed(shape), strict=True))
+    return GeoBox(shape, Affine(across, 0.0, box.affine.c, 0.0, -down, box.affine.f), box.crs)
 
 
 def _whole(number: float) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from mmbuild.errors import UserError
 from mmbuild.explain import Problem, as_user_error, cross_error, suggest, validate
@@ -27,6 +27,11 @@ DType = Literal["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32"
 def _listed(minimum: int = 0, **extra: Any) -> Any:
     """A field that a person writes as a list and that is kept as a tuple."""
     return Field(strict=False, min_length=minimum, **extra)
+
+
+def _plain(value: float) -> float:
+    """A whole number as int, so that it is written as 255 and not as 255.0."""
+    return int(value) if value.is_integer() else value
 
 
 class _Strict(BaseModel):
@@ -83,7 +88,7 @@ class Display(_Strict):
 class Modality(_Strict):
     """What is measured, independent of any corpus; (level, values) decides shape, resampling, statistics and loss."""
 
-    name: str = Field(pattern=NAME, description="lower case letters, digits and _; the same as the file's name")
+    name: str = Field(pattern=NAME, description="lower case letters, digits and _, the same as the file's name")
     title: str = Field(min_length=1, description="one line for people")
     description: str = Field("", description="what it is, what to know before using it")
     level: Literal["pixel", "image"] = Field(description="a raster, or one vector for the whole chip")
@@ -92,7 +97,9 @@ class Modality(_Strict):
         None, gt=0, le=1e5, description="pixel size of a stored chip in metres, unless the grid is coarser"
     )
     dtype: DType = Field(description="numpy name of the stored type")
-    nodata: int | float = Field(description="stored where there is no measurement; outside every valid_range")
+    nodata: Annotated[float, AfterValidator(_plain)] = Field(
+        description="stored where nothing was measured, outside every valid_range"
+    )
     resampling: Literal["nearest", "bilinear"] = Field("nearest", description="how it is put on the sample's grid")
     time: Literal["scene", "static", "year", "months"] = Field(
         description="how its date follows from the anchor: a scene near it, none, its calendar year, months up to it"

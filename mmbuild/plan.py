@@ -125,6 +125,10 @@ def _grid_row(recipe: Recipe, place: dict[str, Any]) -> dict[str, Any]:
     else:
         box = tile_grid(*tile_at(lon, lat, recipe.grid.zoom), size=recipe.grid.size)
     has_date = place.get("date") is not None and place["date"] == place["date"]  # NaT is not equal to itself
+    if not has_date and not recipe.anchor.years:
+        raise UserError(
+            f"place {slot} has no date and the recipe names no years", "anchor.years", "give it a date or add years"
+        )
     return {
         "slot": slot, "alternate": alternate, "sample_id": f"{slot:06d}", "lon": float(lon), "lat": float(lat),
         "epsg": int(to_earthengine(box)["crsCode"].removeprefix("EPSG:")), "x0": box.affine.c, "y0": box.affine.f, "gsd": box.affine.a, "size": box.shape[0],

@@ -248,7 +248,7 @@ class Recipe(_Strict):
             if data[section].get(key) in sums:
                 data[section][key] = sums[data[section][key]]
         data.pop("samples", None)
-        for key in ("project", "archive_root"):
+        for key in ("project", "url", "archive_root"):
             data["source"].pop(key, None)
         data["modalities"] = list(data["modalities"].items())
         screens = {m.clear.modality for m in self.modality_defs.values() if m.clear}
