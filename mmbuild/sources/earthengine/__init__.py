@@ -34,6 +34,8 @@ RESPONSE_LIMIT_BYTES = 48 * 2**20
 SAMPLES_PER_SEARCH = 32
 # A resampled or averaged pixel counts as valid only when all its inputs are; the slack is for float masks.
 FULLY_VALID = 0.999
+UNKNOWN_CLOUD = -1
+_PROPERTIES = {"index": "system:index", "time": "system:time_start"}
 _AFFINE_KEYS = ("scaleX", "shearX", "translateX", "shearY", "scaleY", "translateY")
 _CASTS = {
     "uint8": "toUint8", "int8": "toInt8", "uint16": "toUint16", "int16": "toInt16",
@@ -262,9 +264,13 @@ def _table(images: Any, block: Block, modality: Modality) -> Any:
             described = described.set("crs", image.select([0]).projection().crs())
         if "bands" in block.columns(modality):
             described = described.set("bands", image.bandNames())
+        if block.cloud_property:
+            # A row with a null in it would be dropped, and with it an image whose cloudiness nobody wrote down.
+            known = ee.List([image.get(block.cloud_property), UNKNOWN_CLOUD]).reduce(ee.Reducer.firstNonNull())
+            described = described.set("cloud", known)
         return described
 
-    selectors = [block.property_of(column) for column in block.columns(modality)]
+    selectors = [_PROPERTIES.get(column, column) for column in block.columns(modality)]
     rows = images.map(describe).reduceColumns(ee.Reducer.toList(len(selectors)), selectors)
     return rows.get("list")
 
@@ -277,7 +283,7 @@ def _scene(slot: int, name: str, collection: str, row: Mapping[str, Any]) -> Sce
         scene_id=f"{collection}/{row['index']}",
         time=_datetime(row["time"]) if row.get("time") is not None else None,
         epsg=int(crs.split(":")[1]) if crs and crs.startswith("EPSG:") else None,
-        cloud=None if row.get("cloud") is None else float(row["cloud"]),
+        cloud=None if row.get("cloud", UNKNOWN_CLOUD) == UNKNOWN_CLOUD else float(row["cloud"]),
         bands=tuple(row["bands"]) if "bands" in row else None,
     )
 

@@ -76,11 +76,6 @@ class Block(BaseModel):
             columns.append("bands")
         return columns
 
-    def property_of(self, column: str) -> str:
-        """The image property behind a search column."""
-        named = {"index": "system:index", "time": "system:time_start", "cloud": self.cloud_property}
-        return named.get(column) or column
-
     def months_of(self, source: BandSource, modality: Modality, choice: Choice) -> set[datetime]:
         """First instants of the months that feed a band; the choice's window starts at the modality's first offset."""
         assert source.months is not None and modality.months is not None and choice.window is not None
