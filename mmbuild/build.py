@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from mmbuild.catalog import write_catalog
 from mmbuild.cube import (
     Corpus,
     committed_shards,
@@ -298,7 +300,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
         dask.config.set({"distributed.worker.daemon": True}),
         LocalCluster(
             n_workers=workers or 1, processes=workers > 0, threads_per_worker=1 if workers else threads,
-            dashboard_address=None, memory_limit=0,
+            dashboard_address="127.0.0.1:0", memory_limit=0, silence_logs=logging.ERROR,
         ) as cluster,
         Client(cluster) as client,
     ):  # fmt: skip

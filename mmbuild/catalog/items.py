@@ -1,0 +1,255 @@
+"""The items of a corpus as a stac-geoparquet table, column by column; it reads commit records and no pixels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pystac
+import shapely
+from pyproj import Transformer
+
+from mmbuild.modality import Modality
+
+if TYPE_CHECKING:
+    from mmbuild.cube import Corpus
+
+PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
+# Names with a meaning of their own in an item (STAC 1.1 core and common metadata, stac-geoparquet's timestamps, ours):
+# a tag of such a name is called ``tag:<name>``.
+RESERVED = frozenset({
+    "type", "stac_version", "stac_extensions", "id", "geometry", "bbox", "collection", "links", "assets",
+    "properties", "datetime", "start_datetime", "end_datetime", "created", "updated", "expires", "published",
+    "unpublished", "title", "description", "keywords", "roles", "bands", "data_type", "nodata", "statistics",
+    "unit", "platform", "instruments", "constellation", "mission", "gsd", "license", "providers", "split",
+})  # fmt: skip
+# Longest edge of an outline: a straight line in degrees strays at most 5 m from a UTM edge of this length (at 84 N).
+_EDGE_M = 5000.0
+# What a commit record says of a chip that an asset repeats.
+_PROVENANCE = [
+    "epsg", "x0", "y0", "gsd", "height", "width", "scene_ids", "datetime", "window_start", "window_end", "first",
+    "last", "scene_count", "delta_days", "clear_fraction", "valid_fraction",
+]  # fmt: skip
+_TIMESTAMP = pa.timestamp("ms", tz="UTC")
+_LINK = pa.struct([("href", pa.string()), ("rel", pa.string()), ("type", pa.string())])
+
+
+def build_items(corpus: Corpus, splits: Mapping[int, str]) -> pa.Table:
+    """One row per stored sample in the order of the slots, in the columns of stac-geoparquet.
+
+    splits: slot -> split; "" for samples in none. An asset is null where the chip is not stored.
+    """
+    records = corpus.records().combine_chunks()  # thousands of small chunks slow every step down
+    records = records.filter(pc.equal(records["sample_status"], "stored"))
+    samples = _first_of_each(records)
+    slots = samples["slot"].to_numpy()
+    n = len(samples)
+    geometry, bbox = _outlines(samples, corpus.recipe.gsd_of_grid * corpus.recipe.grid.size)
+    link = {"href": "./collection.json", "rel": "collection", "type": "application/json"}
+    columns: dict[str, pa.Array] = {
+        "type": _constant("Feature", n, pa.string()),
+        "stac_version": _constant(pystac.get_stac_version(), n, pa.string()),
+        "stac_extensions": _constant([PROJECTION], n, pa.list_(pa.string())),
+        "id": samples["sample_id"],
+        "geometry": geometry,
+        "bbox": bbox,
+        **_times(samples["anchor_time"], corpus),
+        "collection": _constant(corpus.recipe.name, n, pa.string()),
+        "links": _constant([link], n, pa.list_(_LINK)),
+        "assets": _assets(corpus, records, slots),
+        "split": pa.array([splits[slot] for slot in slots.tolist()], pa.string()),
+        "mmbuild:index": samples["slot"],
+        "mmbuild:alternate": samples["alternate"],
+        "mmbuild:synthetic": _constant(corpus.synthetic, n, pa.bool_()),
+        "proj:code": _codes(samples["epsg"]),
+        **_tags(samples["tags"].to_pylist()),
+    }
+    fields = [pa.field(name, column.type, metadata=_field_metadata(name)) for name, column in columns.items()]
+    return pa.table(list(columns.values()), schema=pa.schema(fields)).combine_chunks()
+
+
+def _first_of_each(records: pa.Table) -> pa.Table:
+    """One record per slot: what they say of the sample is the same in all of them."""
+    _, first = np.unique(records["slot"].to_numpy(), return_index=True)
+    return records.take(pa.array(first))
+
+
+def _constant(value: Any, n: int, kind: pa.DataType) -> pa.Array:
+    return pa.repeat(pa.scalar(value, kind), n)
+
+
+def _codes(epsg: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.binary_join_element_wise("EPSG:", epsg.cast(pa.string()), "")
+
+
+def _field_metadata(name: str) -> dict[str, str] | None:
+    """The geometry column is tagged as GeoArrow does, so that readers find it without the Parquet metadata."""
+    return {"ARROW:extension:name": "geoarrow.wkb"} if name == "geometry" else None
+
+
+def _times(anchor: pa.ChunkedArray, corpus: Corpus) -> dict[str, pa.Array]:
+    """datetime, and where a sample has none also the interval STAC then asks for: the years the recipe allows."""
+    if not anchor.null_count:
+        return {"datetime": anchor.cast(_TIMESTAMP)}
+    years = corpus.recipe.anchor.years or [1970]
+    first, last = datetime(min(years), 1, 1, tzinfo=UTC), datetime(max(years) + 1, 1, 1, tzinfo=UTC)
+    return {
+        "datetime": anchor.cast(_TIMESTAMP),
+        "start_datetime": anchor.fill_null(pa.scalar(first, _TIMESTAMP)),
+        "end_datetime": anchor.fill_null(pa.scalar(last - timedelta(milliseconds=1), _TIMESTAMP)),
+    }
+
+
+def _outlines(samples: pa.Table, side: float) -> tuple[pa.Array, pa.Array]:
+    """WKB outline in degrees and bbox (RFC 7946) of each sample's ground, ``side`` metres of its CRS wide.
+
+    An outline across the antimeridian is cut there into a MultiPolygon, and its bbox has west > east.
+    """
+    ring = _unit_ring(max(1, min(32, int(np.ceil(side / _EDGE_M)))))
+    x = samples["x0"].to_numpy()[:, None] + side * ring[:, 0]
+    y = samples["y0"].to_numpy()[:, None] - side * (1 - ring[:, 1])
+    epsg, centre = samples["epsg"].to_numpy(), samples["lon"].to_numpy()[:, None]
+    lon, lat = np.empty_like(x), np.empty_like(y)
+    for code in np.unique(epsg):
+        own = epsg == code
+        to_degrees = Transformer.from_crs(f"EPSG:{code}", "EPSG:4326", always_xy=True)
+        lon[own], lat[own] = to_degrees.transform(x[own], y[own])
+    # The turn of the Earth nearest to the centre; beyond 180 means across the antimeridian. 1e-7 degrees are 1 cm.
+    lon, lat = np.round(centre + (lon - centre + 180.0) % 360.0 - 180.0, 7), np.round(lat, 7)
+    shapes = shapely.polygons(np.stack([lon, lat], axis=-1))
+    west, east = lon.min(axis=1, initial=np.inf), lon.max(axis=1, initial=-np.inf)
+    crossing = np.flatnonzero((west < -180.0) | (east > 180.0))
+    shapes[crossing] = [_cut(shape) for shape in shapes[crossing]]
+    west, east = np.where(west < -180.0, west + 360.0, west), np.where(east > 180.0, east - 360.0, east)
+    sides = (west, lat.min(axis=1, initial=np.inf), east, lat.max(axis=1, initial=-np.inf))
+    bbox = pa.StructArray.from_arrays([pa.array(side) for side in sides], names=["xmin", "ymin", "xmax", "ymax"])
+    return pa.array(shapely.to_wkb(shapes, flavor="iso"), pa.binary()), bbox
+
+
+def _unit_ring(edges: int) -> npt.NDArray[np.float64]:
+    """Counter-clockwise around the unit square from its lower left, each side in ``edges`` pieces, closed."""
+    t = np.arange(edges) / edges
+    zero, one = np.zeros(edges), np.ones(edges)
+    xy = np.concatenate([np.c_[t, zero], np.c_[one, t], np.c_[1 - t, one], np.c_[zero, 1 - t]])
+    return np.vstack([xy, xy[:1]])
+
+
+def _cut(shape: Any) -> Any:
+    parts = []
+    for turn in (-360.0, 0.0, 360.0):
+        piece = shapely.intersection(shape, shapely.box(turn - 180, -90, turn + 180, 90))
+        if piece.area > 0:
+            parts.append(shapely.transform(piece, lambda xy, turn=turn: np.round(xy - (turn, 0.0), 7)))
+    return shapely.multipolygons(shapely.orient_polygons(parts))
+
+
+def _tags(texts: Sequence[str]) -> dict[str, pa.Array]:
+    """A column per tag of any sample, by name: whole numbers, numbers, booleans, else text."""
+    rows = [json.loads(text) for text in texts]
+    names = sorted({name for row in rows for name in row})
+    return {tag_column(name): _typed([row.get(name) for row in rows]) for name in names}
+
+
+def tag_column(name: str) -> str:
+    """The property under which a tag is found in an item."""
+    return f"tag:{name}" if name in RESERVED or name.startswith(("mmbuild:", "proj:")) else name
+
+
+def _typed(values: Sequence[Any]) -> pa.Array:
+    kinds = {type(value) for value in values if value is not None}
+    for allowed, kind in (({bool}, pa.bool_()), ({int}, pa.int64()), ({int, float}, pa.float64())):
+        if kinds <= allowed:
+            return pa.array(values, kind)
+    texts = [value if isinstance(value, str | None) else json.dumps(value, sort_keys=True) for value in values]
+    return pa.array(texts, pa.string())
+
+
+def _assets(corpus: Corpus, records: pa.Table, slots: npt.NDArray[np.int64]) -> pa.Array:
+    """One asset per modality and time step, null in the rows of samples that lack it."""
+    modality = records["modality"].to_numpy()
+    time, place = records["time"].to_numpy(), np.searchsorted(slots, records["slot"].to_numpy())
+    is_stored = pc.equal(records["status"], "stored").to_numpy(zero_copy_only=False)
+    fields = {}
+    for name, definition in corpus.modalities.items():
+        times = corpus.shape(name)[0]
+        for step in range(times):
+            own = np.flatnonzero(is_stored & (modality == name) & (time == step))
+            row = np.full(len(slots), -1)
+            row[place[own]] = own
+            key = name if times == 1 else f"{name}.{step}"
+            fields[key] = _asset(definition, records, row, step if times > 1 else None)
+    return pa.StructArray.from_arrays(list(fields.values()), names=list(fields))
+
+
+def _asset(modality: Modality, records: pa.Table, row: npt.NDArray[np.int64], step: int | None) -> pa.Array:
+    """The asset of each item; ``row`` is its place in ``records``, -1 for none."""
+    n, is_missing = len(row), row < 0
+    rows = records.select(_PROVENANCE).take(pa.array(row, mask=is_missing))
+    columns = {
+        "href": _constant(f"./cube.zarr/{modality.name}", n, pa.string()),
+        "type": _constant(pystac.MediaType.ZARR.value, n, pa.string()),
+        "roles": _constant(["data"], n, pa.list_(pa.string())),
+        "title": _constant(modality.title, n, pa.string()),
+        **({} if step is None else {"mmbuild:time": _constant(step, n, pa.int64())}),
+        **(_grid(rows) if modality.level == "pixel" else {}),
+        "mmbuild:scenes": rows["scene_ids"],
+        **_dates(modality, rows),
+        "mmbuild:clear_fraction": rows["clear_fraction"].cast(pa.float64()),
+        "mmbuild:valid_fraction": rows["valid_fraction"].cast(pa.float64()),
+    }
+    arrays = [_one_chunk(column) for column in columns.values()]
+    return pa.StructArray.from_arrays(arrays, names=list(columns), mask=pa.array(is_missing))
+
+
+def _one_chunk(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _grid(rows: pa.Table) -> dict[str, pa.Array]:
+    """Where the pixels lie: pixel size, CRS, affine of the outer corner (row by row), shape (height, width)."""
+    gsd, zero = rows["gsd"], pc.multiply(rows["gsd"], 0.0)
+    return {
+        "gsd": gsd,
+        "proj:code": _codes(rows["epsg"]),
+        "proj:transform": _zipped([gsd, zero, rows["x0"], zero, pc.negate(gsd), rows["y0"]]),
+        "proj:shape": _zipped([rows["height"].cast(pa.int64()), rows["width"].cast(pa.int64())]),
+    }
+
+
+def _zipped(columns: Sequence[pa.ChunkedArray]) -> pa.Array:
+    """A list per row with one value of each column; null where the first column is null."""
+    parts = [_one_chunk(column) for column in columns]
+    n, width = len(parts[0]), len(parts)
+    values = pa.concat_arrays(parts).take(pa.array(np.arange(n * width).reshape(width, n).T.ravel()))
+    offsets = pa.array(np.arange(n + 1, dtype=np.int32) * np.int32(width))
+    return pa.ListArray.from_arrays(offsets, values, mask=parts[0].is_null())
+
+
+def _dates(modality: Modality, rows: pa.Table) -> dict[str, pa.Array]:
+    """When it was seen: the scene's time and its distance from the anchor, or a composite's window and what fed it."""
+    if modality.time == "scene":
+        return {"datetime": _stamp(rows["datetime"]), "mmbuild:delta_days": rows["delta_days"]}
+    if modality.time == "static":
+        return {"mmbuild:scene_count": rows["scene_count"]}
+    return {
+        "mmbuild:window": _zipped([_stamp(rows["window_start"]), _stamp(rows["window_end"])]),
+        "mmbuild:scene_count": rows["scene_count"],
+        "mmbuild:first": _stamp(rows["first"]),
+        "mmbuild:last": _stamp(rows["last"]),
+    }
+
+
+def _stamp(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """RFC 3339 in UTC with milliseconds."""
+    return pc.strftime(column.cast(pa.timestamp("ms")), format="%Y-%m-%dT%H:%M:%SZ")
+
+
+def without_nulls(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that have a value."""
+    return {key: value for key, value in mapping.items() if value is not None}
