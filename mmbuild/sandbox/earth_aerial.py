@@ -1,0 +1,133 @@
+"""Aerial photographs of the contiguous United States: quarter quadrangles of 3.75 minutes, one summer in two or three.
+
+Early flights have no infrared band; the ground sampling distance falls from 1 m to 0.6 m in 2016.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from functools import cache
+
+import numpy as np
+from shapely.geometry import box
+
+from mmbuild.sandbox.assets import BandInfo, Bounds, ImageInfo
+from mmbuild.sandbox.earth_ground import coast_distance
+from mmbuild.sandbox.earth_noise import hash_floats, points
+from mmbuild.sandbox.earth_products import Ask
+from mmbuild.sandbox.earth_world import SyntheticDataset, band_info, required_bounds, square_transform
+from mmbuild.sandbox.mgrs import transformer, zone_of
+
+STEP = 0.0625
+WEST, SOUTH, EAST, NORTH = -124.84, 24.42, -66.9, 49.0
+# Photographs reach beyond their quarter quadrangle. Source: NAIP specification, 300 m.
+BUFFER_M = 300.0
+QUARTERS = {(0, 0): "nw", (0, 1): "ne", (1, 0): "sw", (1, 1): "se"}
+SEARCH_LIMIT = 5000
+
+
+def _name(row: int, col: int) -> str:
+    """7-digit quadrangle and quarter, for example 4212305_se: degrees, number 1..64 from the north-west, quarter."""
+    north, west = 90.0 - row * STEP, -180.0 + col * STEP
+    degree_lat, degree_lon = math.ceil(north) - 1, math.ceil(-west - STEP / 2)
+    down, right = round((degree_lat + 1 - north) / STEP), round((west + degree_lon) / STEP)
+    return f"{degree_lat:02d}{degree_lon:03d}{down // 2 * 8 + right // 2 + 1:02d}_{QUARTERS[down % 2, right % 2]}"
+
+
+def _flights(row: int, col: int, first: int, last: int) -> Iterator[tuple[int, int]]:
+    """Year and milliseconds of each flight over a quarter quadrangle; blocks of two degrees are flown together."""
+    block = (row // 32) * 1000 + col // 32
+    cycle, phase, *days = hash_floats(block, 2 + last - first + 1)
+    for year in range(first, last + 1):
+        if (year + int(phase * 6)) % (2 if cycle < 0.5 or year > 2012 else 3) == 0:
+            day = int(150 + 110 * days[year - first])
+            yield year, int(datetime(year, 1, 1, 15, tzinfo=UTC).timestamp() * 1000) + day * 86_400_000
+
+
+@cache
+def _is_land(row: int, col: int) -> bool:
+    lon, lat = np.meshgrid(-180 + (col + np.arange(4) / 3) * STEP, 90 - (row + np.arange(4) / 3) * STEP)
+    return bool((coast_distance(points(lon, lat)) > 0.0).any())
+
+
+class AerialDataset(SyntheticDataset):
+    """The photographs that touch a region."""
+
+    def images(
+        self, *, bounds: Bounds | None = None, start_ms: int | None = None, end_ms: int | None = None
+    ) -> Sequence[ImageInfo]:
+        west, south, east, north = required_bounds(self.id, bounds)
+        west, east, south, north = max(west, WEST), min(east, EAST), max(south, SOUTH), min(north, NORTH)
+        if west > east or south > north:
+            return []
+        margin = 0.005
+        rows = range(int((90 - north - margin) // STEP), int((90 - south + margin) // STEP) + 1)
+        cols = range(int((west + 180 - margin) // STEP), int((east + 180 + margin) // STEP) + 1)
+        if len(rows) * len(cols) > SEARCH_LIMIT:
+            raise ValueError(f"{self.id}: the region has more than {SEARCH_LIMIT} photographs; use a smaller one")
+        low, high = start_ms or 0, 1 << 62 if end_ms is None else end_ms
+        found = [
+            i
+            for r in rows
+            for c in cols
+            if _is_land(r, c)
+            for i in self._flown(r, c)
+            if low <= (i.start_ms or 0) < high
+        ]
+        return sorted(found, key=lambda i: i.index)
+
+    def image(self, index: str) -> ImageInfo:
+        if index in self._infos:
+            return self._infos[index]
+        try:
+            quad, quarter = index.split("_")[1:3]
+            number = int(quad[5:]) - 1
+            down, right = next(k for k, v in QUARTERS.items() if v == quarter)
+            row = round((90 - int(quad[:2]) - 1) / STEP) + number // 8 * 2 + down
+            col = round((180 - int(quad[2:5])) / STEP) + number % 8 * 2 + right
+        except (ValueError, IndexError, StopIteration):
+            raise KeyError(index) from None
+        for info in self._flown(row, col) if _is_land(row, col) else ():
+            if info.index == index:
+                return info
+        raise KeyError(index)
+
+    def ask(self, image: ImageInfo, band: str) -> Ask:
+        return Ask(band=band, scene=image.start_ms, options=self.options)
+
+    def _flown(self, row: int, col: int) -> Iterator[ImageInfo]:
+        for year, ms in _flights(row, col, self.spec["first_year"], self.spec["last_year"]):
+            yield self._info(row, col, year, ms)
+
+    def _info(self, row: int, col: int, year: int, ms: int) -> ImageInfo:
+        gsd = 1.0 if year < 2016 else 0.6
+        west, north = -180.0 + col * STEP, 90.0 - row * STEP
+        zone = zone_of(west + STEP / 2, north)
+        kind = "m" if year >= 2009 else "n"
+        day = datetime.fromtimestamp(ms / 1000, tz=UTC).strftime("%Y%m%d")
+        index = f"{kind}_{_name(row, col)}_{zone}_{'1' if gsd == 1.0 else '060'}_{day}"
+        if index in self._infos:
+            return self._infos[index]
+        bands = tuple(self._bands(west, north, zone, gsd, kind == "m"))
+        return self._remember(
+            ImageInfo(
+                id=f"{self.id}/{index}",
+                index=index,
+                bands=bands,
+                start_ms=ms,
+                end_ms=ms + 86_400_000,
+                footprint=box(west, north - STEP, west + STEP, north),
+                properties={"synthetic": 1},
+            )
+        )
+
+    def _bands(self, west: float, north: float, zone: int, gsd: float, infrared: bool) -> Iterator[BandInfo]:
+        lon, lat = np.meshgrid([west, west + STEP / 2, west + STEP], [north, north - STEP])
+        x, y = transformer(4326, 26900 + zone).transform(lon.ravel(), lat.ravel())
+        left, top = math.floor((x.min() - BUFFER_M) / 6) * 6.0, math.ceil((y.max() + BUFFER_M) / 6) * 6.0
+        shape = math.ceil((top - y.min() + BUFFER_M) / gsd), math.ceil((x.max() + BUFFER_M - left) / gsd)
+        for name, row in self.fields.items():
+            if infrared or name != "N":
+                yield band_info(name, row, f"EPSG:{26900 + zone}", square_transform(gsd, left, top), shape)

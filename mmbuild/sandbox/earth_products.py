@@ -1,0 +1,284 @@
+"""From fields to stored values: what each band of each product holds at a site, and where it is masked.
+
+One small function per kind of value; the asset files (data/assets/*.yaml) name them in `field`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+
+from mmbuild.sandbox import earth_cover as kinds
+from mmbuild.sandbox import earth_optics as optics
+from mmbuild.sandbox.earth_clouds import CIRRUS, CLEAR, HIGH, MEDIUM
+from mmbuild.sandbox.earth_ground import WARMEST_DAY, YEAR_DAYS
+from mmbuild.sandbox.earth_noise import Bools, Floats, hash_cells, hash_floats, noise, smoothstep
+from mmbuild.sandbox.earth_radar import Look, backscatter
+from mmbuild.sandbox.earth_site import Site
+from mmbuild.sandbox.orbits import day_of_year
+from mmbuild.sandbox.radar_scenes import RadarScene
+from mmbuild.sandbox.scenes import OpticalScene
+
+# QA60 was not made between these dates. Source: Earth Engine catalogue, S2_SR_HARMONIZED.
+QA60_GAP_MS = (1_643_068_800_000, 1_709_164_800_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """What is asked at a site: the band, the scene or the month it belongs to, and the asset's own options."""
+
+    band: str
+    scene: Any = None
+    level: str = ""
+    year: int = 0
+    month: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+Answer = tuple[Any, Bools | None]
+"""Values in the product's own numbers (rounded where it is integer) and validity (None: all valid)."""
+FIELDS: dict[str, Callable[[Site, Ask], Answer]] = {}
+
+
+def _field(function: Callable[[Site, Ask], Answer]) -> Callable[[Site, Ask], Answer]:
+    FIELDS[function.__name__] = function
+    return function
+
+
+def sun_of(scene: OpticalScene) -> optics.Sun:
+    """The light of a scene."""
+    return optics.Sun(day=scene.day, zenith_deg=scene.zenith_deg, azimuth_deg=scene.azimuth_deg)
+
+
+def reflectance_of(site: Site, scene: OpticalScene, band: str, level: str, *, clouds: bool = True) -> Floats:
+    """Reflectance (no unit) at surface ("L2A") or at the sensor ("L1C"); clouds=False takes the sky away."""
+    number = optics.BANDS.index(band)
+    ground = optics.ground_reflectance(site.surface(sun_of(scene)), number)
+    sky = site.sky(scene)
+    if not clouds:
+        sky = type(sky)(code=np.zeros_like(sky.code), depth=sky.depth, veil=sky.veil, score=sky.score)
+    seen = optics.under_sky(ground, sky, number)
+    return optics.at_sensor(seen, sky, number, scene.zenith_deg) if level == "L1C" else seen
+
+
+@_field
+def reflectance(site: Site, ask: Ask) -> Answer:
+    value = reflectance_of(site, ask.scene, ask.band, ask.level)
+    shift = float(ask.options.get("shift", 0.0)) if ask.scene.start_ms >= QA60_GAP_MS[0] else 0.0
+    return np.clip(np.rint(value * 10_000.0) + shift, 1.0, 65_535.0), None
+
+
+@_field
+def true_colour(site: Site, ask: Ask) -> Answer:
+    band = {"TCI_R": "B4", "TCI_G": "B3", "TCI_B": "B2"}[ask.band]
+    return np.clip(np.rint(reflectance_of(site, ask.scene, band, ask.level) / 0.3558 * 255.0), 1.0, 255.0), None
+
+
+@_field
+def scene_class(site: Site, ask: Ask) -> Answer:
+    sun = sun_of(ask.scene)
+    return optics.scene_class(site.surface(sun), site.cover, site.sky(ask.scene)), None
+
+
+@_field
+def cloud_probability(site: Site, ask: Ask) -> Answer:
+    sky = site.sky(ask.scene)
+    shown = np.isin(sky.code, (MEDIUM, HIGH))
+    value = np.where(shown, 55.0 + 45.0 * sky.depth, 38.0 * smoothstep(sky.score, -0.7, 0.5))
+    return np.rint(np.clip(value, 0.0, 100.0)), None
+
+
+@_field
+def snow_probability(site: Site, ask: Ask) -> Answer:
+    return np.rint(100.0 * site.surface(sun_of(ask.scene)).snow), None
+
+
+@_field
+def cloud_bits(site: Site, ask: Ask) -> Answer:
+    """QA60: bit 10 opaque cloud, bit 11 cirrus; masked in its gap."""
+    sky = site.sky(ask.scene)
+    value = np.where(np.isin(sky.code, (MEDIUM, HIGH)), 1024, np.where(sky.code == CIRRUS, 2048, 0))
+    made = not QA60_GAP_MS[0] <= ask.scene.start_ms < QA60_GAP_MS[1]
+    return value, np.full(value.shape, made)
+
+
+@_field
+def opaque_flag(site: Site, ask: Ask) -> Answer:
+    value = np.isin(site.sky(ask.scene).code, (MEDIUM, HIGH)).astype(np.float64)
+    return value, np.full(value.shape, ask.scene.start_ms >= QA60_GAP_MS[1])
+
+
+@_field
+def cirrus_flag(site: Site, ask: Ask) -> Answer:
+    value = (site.sky(ask.scene).code == CIRRUS).astype(np.float64)
+    return value, np.full(value.shape, ask.scene.start_ms >= QA60_GAP_MS[1])
+
+
+@_field
+def snow_flag(site: Site, ask: Ask) -> Answer:
+    value = (site.surface(sun_of(ask.scene)).snow > 0.5).astype(np.float64)
+    return value, np.full(value.shape, ask.scene.start_ms >= QA60_GAP_MS[1])
+
+
+@_field
+def aerosol(site: Site, ask: Ask) -> Answer:
+    dusty = 1.0 - smoothstep(site.ground.moisture, 0.1, 0.8)
+    return np.rint(1000.0 * (0.09 + 0.16 * dusty + 0.02 * site.cover.vigour).clip(0.02, 0.6)), None
+
+
+@_field
+def vapour(site: Site, ask: Ask) -> Answer:
+    warm = np.exp(0.06 * np.minimum(site.temperature(ask.scene.day), 30.0))
+    return np.rint(
+        1000.0 * np.clip(0.55 * warm * (0.5 + 0.5 * smoothstep(site.ground.moisture, 0.0, 1.5)), 0.02, 6.0)
+    ), None
+
+
+@_field
+def clarity(site: Site, ask: Ask) -> Answer:
+    """Cloud Score+: about 0.9 on clear ground, below 0.4 under clouds and shadows."""
+    sky = site.sky(ask.scene)
+    covered = np.maximum(sky.depth, 0.8 * sky.veil)
+    clear = 0.93 - 0.18 * smoothstep(sky.score, -0.9, 0.25) + 0.02 * site.cover.texture
+    value = np.where(sky.code == CLEAR, clear, 0.42 - 0.38 * covered)
+    return np.clip(value ** (0.7 if ask.band == "cs_cdf" else 1.0), 0.0, 1.0), None
+
+
+@_field
+def dynamic_world(site: Site, ask: Ask) -> Answer:
+    """Dynamic World label of a date: the cover, its runner-up where the two are close, snow when it lies; no clouds."""
+    label = _label(site, ask.scene)
+    valid = site.sky(ask.scene).code == CLEAR
+    if ask.band == "label":
+        return label, valid
+    wanted = _DYNAMIC_WORLD_BANDS.index(ask.band)
+    first, second = kinds.DYNAMIC_WORLD[site.cover.kind], kinds.DYNAMIC_WORLD[site.cover.second]
+    sure = 0.42 + 0.4 * smoothstep(site.cover.margin, 0.0, 2.5)
+    other = np.where(label == first, second, first)
+    rest = (1.0 - sure) * 0.6 * (other != label)
+    share = (1.0 - sure - rest) / np.where(other != label, 7.0, 8.0)
+    return np.select([label == wanted, other == wanted], [sure, rest], default=share), valid
+
+
+_DYNAMIC_WORLD_BANDS = (
+    "water", "trees", "grass", "flooded_vegetation", "crops", "shrub_and_scrub", "built", "bare", "snow_and_ice",
+)  # fmt: skip
+_FLICKER = noise(71, 900.0, 4, ratio=2.4, roughness=0.3)
+
+
+def _label(site: Site, scene: OpticalScene) -> Any:
+    first, second = site.lasting(
+        "dw", lambda: (kinds.DYNAMIC_WORLD[site.cover.kind], kinds.DYNAMIC_WORLD[site.cover.second])
+    )
+    phases = np.array(hash_floats(scene.passage, _FLICKER.phases.size)).reshape(_FLICKER.phases.shape)
+    doubt = _FLICKER(site.points, phases)
+    label = np.where((site.cover.margin < 0.35 * doubt) & (site.cover.second != kinds.BUILT), second, first)
+    snow = optics.snow_share(site.ground, site.cover, site.temperature(scene.day))
+    return np.where(snow > 0.55, 8, label)
+
+
+@_field
+def radar(site: Site, ask: Ask) -> Answer:
+    scene = cast(RadarScene, ask.scene)
+    x, y = site.projected(scene.frame.epsg)
+    look = Look(day=scene.day, beam_deg=scene.frame.beam_deg, seed=scene.orbit * 64 + scene.frame.piece % 64)
+    green, snow = site.memo(("growth", scene.start_ms), lambda: optics.plants(site.ground, site.cover, scene.day))
+    angle = scene.frame.incidence_deg(x, y)
+    value = backscatter(site.points, site.ground, site.cover, green, snow, angle, look, ask.band)
+    return value, scene.frame.covers(x, y)
+
+
+@_field
+def incidence(site: Site, ask: Ask) -> Answer:
+    scene = cast(RadarScene, ask.scene)
+    x, y = site.projected(scene.frame.epsg)
+    return scene.frame.incidence_deg(x, y), None
+
+
+# Crowns, cars and furrows: what a photograph sees and a satellite does not.
+_GRAIN = noise(91, 40.0, 5, waves=5, roughness=0.35, bend=2.6)
+
+
+@_field
+def aerial(site: Site, ask: Ask) -> Answer:
+    """Photograph: brightened reflectance of a clear summer morning with the grain of single trees, 0..255."""
+    day = float(day_of_year(ask.scene))
+    sun = optics.Sun(day=day, zenith_deg=38.0, azimuth_deg=130.0)
+    number = optics.BANDS.index({"R": "B4", "G": "B3", "B": "B2", "N": "B8"}[ask.band])
+    rough = 0.05 + 0.30 * smoothstep(site.cover.canopy_m, 0.0, 20.0) * (site.cover.kind != kinds.WATER)
+    grain = site.lasting("grain", lambda: _GRAIN(site.points))
+    value = optics.ground_reflectance(site.surface(sun), number) * np.exp(rough * grain)
+    return np.clip(np.rint(255.0 * np.sqrt(np.clip(value / 0.55, 0.0, 1.0))), 0.0, 255.0), None
+
+
+@_field
+def elevation(site: Site, ask: Ask) -> Answer:
+    """Metres; the sea is 0."""
+    value = np.maximum(site.ground.elevation_m, 0.0)
+    return (np.rint(value) if ask.options.get("round") else value), None
+
+
+@_field
+def water_mask(site: Site, ask: Ask) -> Answer:
+    """Copernicus WBM: 0 land, 1 ocean, 2 lake, 3 river."""
+    wet = site.cover.kind == kinds.WATER
+    return np.select([~site.ground.land, wet & (site.ground.lake > 0), wet], [1, 2, 3], default=0), None
+
+
+@_field
+def worldcover(site: Site, ask: Ask) -> Answer:
+    """WorldCover code; in the later year one parcel in thirty has changed hands between crop and grass."""
+    kind = site.cover.kind
+    if ask.options.get("year") == 2021:
+        swap = site.cover.parcel * 31.0 % 1.0 < 1.0 / 30.0
+        kind = np.where(swap & (kind == kinds.CROP), kinds.GRASS, kind)
+    return kinds.WORLDCOVER_CODES[kind], None
+
+
+@_field
+def canopy_height(site: Site, ask: Ask) -> Answer:
+    return np.rint(np.clip(site.cover.canopy_m, 0.0, 60.0)), _grows(site)
+
+
+@_field
+def canopy_deviation(site: Site, ask: Ask) -> Answer:
+    value = 1.6 + 0.16 * site.cover.canopy_m + 0.5 * np.abs(site.cover.texture)
+    return np.rint(np.clip(value, 1.0, 30.0)), _grows(site)
+
+
+def _grows(site: Site) -> Bools:
+    return np.asarray((site.cover.kind != kinds.WATER) & (site.cover.kind != kinds.SNOW))
+
+
+_ANOMALY = noise(81, 3500e3, 3, roughness=0.6)
+
+
+def _anomaly(site: Site, ask: Ask, salt: int) -> Floats:
+    octave, wave = np.meshgrid(*(np.arange(n) for n in _ANOMALY.phases.shape), indexing="ij")
+    month = np.full(octave.shape, ask.year * 12 + ask.month)
+    return _ANOMALY(site.points, hash_cells(salt, octave, wave, month))
+
+
+def _middle_of_month(ask: Ask) -> float:
+    return (ask.month - 0.5) * 30.4375
+
+
+@_field
+def month_temperature(site: Site, ask: Ask) -> Answer:
+    """Kelvin: mean, or the month's coldest and warmest hour."""
+    mean = site.temperature(_middle_of_month(ask)) + 1.1 * _anomaly(site, ask, 82) + 273.15
+    swing = 5.0 + 6.0 * (1.0 - smoothstep(site.ground.moisture, 0.1, 1.6)) + 0.25 * np.abs(site.ground.season_c)
+    return mean + {"min": -1.0, "max": 1.0}.get(ask.band.rsplit("_", 1)[-1], 0.0) * swing, site.ground.land
+
+
+@_field
+def month_rain(site: Site, ask: Ask) -> Answer:
+    """Metres in the month (sum), or on the driest and wettest day."""
+    g = site.ground
+    turn = np.cos(2.0 * np.pi * (_middle_of_month(ask) - WARMEST_DAY - 15.0) / YEAR_DAYS)
+    summer = 0.75 * smoothstep(g.temperature_c, 14.0, 24.0) + 0.25
+    month = g.rain_mm / 12_000.0 * (1.0 + summer * g.hemisphere * turn) * np.exp(0.3 * _anomaly(site, ask, 83))
+    return month * {"min": 0.0005, "max": 0.0125}.get(ask.band.rsplit("_", 1)[-1], 1.0), g.land

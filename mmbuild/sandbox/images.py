@@ -1,0 +1,143 @@
+"""An image: named bands, each a node of the pixel tree with its pixel type and default projection, plus properties.
+
+Nothing here computes pixels; that starts when a grid is pulled down the nodes (raster.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import shapely
+
+from mmbuild.sandbox.assets import Dataset, ImageInfo
+from mmbuild.sandbox.geometry import Geometry
+from mmbuild.sandbox.raster import Constant, Grid, Pair, Pixels, Reader, Stored
+from mmbuild.sandbox.values import EarthEngineError, PixelType, Projection, pixel_type
+
+# What composites and constants have for want of a better one: one degree in EPSG:4326.
+DEFAULT_PROJECTION = Projection()
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """One band: `node` computes it, the rest is what `getInfo` shows. size: (width, height) of a stored band."""
+
+    name: str
+    type: PixelType
+    node: Pixels
+    projection: Projection = DEFAULT_PROJECTION
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """Bands and properties; footprint None means that the image has no edge."""
+
+    bands: tuple[Band, ...]
+    properties: Mapping[str, Any] = field(default_factory=dict)
+    id: str | None = None
+    footprint: Geometry | None = None
+
+    @property
+    def geometry(self) -> Geometry:
+        """The footprint, or the whole globe."""
+        return self.footprint or WORLD
+
+    def get(self, name: str) -> Any:
+        return self.id if name == "system:id" else self.properties.get(name)
+
+    def with_properties(self, properties: Mapping[str, Any]) -> Image:
+        return replace(self, properties={**self.properties, **properties})
+
+    def with_bands(self, bands: Sequence[Band]) -> Image:
+        """The same metadata and footprint over other bands."""
+        return replace(self, bands=tuple(bands), id=None)
+
+    def band(self, name: str) -> Band | None:
+        return next((band for band in self.bands if band.name == name), None)
+
+    @property
+    def names(self) -> list[str]:
+        return [band.name for band in self.bands]
+
+
+WORLD = Geometry(shapely.box(-180.0, -90.0, 180.0, 90.0), geodesic=False)
+
+
+def stored_image(dataset: Dataset, info: ImageInfo) -> Image:
+    """The image of a dataset; its properties include system:index, system:time_start, system:time_end."""
+    bands = []
+    for band in info.bands:
+        node = Stored(dataset, info, band)
+        size = None if band.width is None or band.height is None else (band.width, band.height)
+        bands.append(Band(band.id, pixel_type(band.dtype, band.value_range), node, node.projection, size))
+    system: dict[str, Any] = {"system:index": info.index or info.id.rsplit("/", 1)[-1]}
+    if info.start_ms is not None:
+        system |= {"system:time_start": info.start_ms}
+    if info.end_ms is not None:
+        system |= {"system:time_end": info.end_ms}
+    footprint = None if info.footprint is None else Geometry(info.footprint, geodesic=False)
+    if footprint is not None:
+        system |= {"system:footprint": footprint}
+    return Image(tuple(bands), {**info.properties, **system}, info.id, footprint)
+
+
+def constant_image(value: Any) -> Image:
+    """One band per number, named `constant` (or `constant_0`, `constant_1`, ... for a list; keys of a dictionary)."""
+    if isinstance(value, Mapping):
+        names, numbers = list(value), list(value.values())
+    elif isinstance(value, list | tuple):
+        numbers = list(value)
+        names = ["constant"] if len(numbers) == 1 else [f"constant_{i}" for i in range(len(numbers))]
+    else:
+        names, numbers = ["constant"], [value]
+    return Image(tuple(_constant_band(name, number) for name, number in zip(names, numbers, strict=True)))
+
+
+def _constant_band(name: str, number: Any) -> Band:
+    if isinstance(number, bool):
+        number = int(number)
+    if not isinstance(number, int | float):
+        raise EarthEngineError(f"Image.constant: Invalid type for a constant: {type(number).__name__}.")
+    kind = "int" if isinstance(number, int) else "double"
+    return Band(name, PixelType(kind, float(number), float(number)), Constant(float(number)))
+
+
+def masked_band(name: str, like: Band) -> Band:
+    """A band of the same type without a single valid pixel."""
+    return Band(name, like.type, Constant(0.0, valid=False), like.projection)
+
+
+def default_projection(*bands: Band) -> Projection:
+    """The first projection that says something; constants and composites do not."""
+    return next((b.projection for b in bands if b.projection != DEFAULT_PROJECTION), DEFAULT_PROJECTION)
+
+
+@dataclass(frozen=True, eq=False)
+class Inside:
+    """1 where the pixel's centre lies in the geometry (its edge included), else 0; valid everywhere."""
+
+    geometry: Geometry
+
+    def read(self, reader: Reader, grid: Grid) -> Pair:
+        lon, lat = (np.asarray(a) for a in np.broadcast_arrays(*reader.coordinates(grid, "EPSG:4326")))
+        ones = np.broadcast_to(np.float64(1.0), lon.shape)
+        shape = self.geometry.lonlat
+        if float(lon.max()) - float(lon.min()) < 180.0:
+            outline = shapely.box(lon.min(), lat.min(), lon.max(), lat.max())
+            if shape.contains(outline):
+                return ones, ones
+        shapely.prepare(shape)
+        return shapely.intersects_xy(shape, lon, lat).astype(np.float64), ones
+
+
+def pixelwise(compute: Callable[..., Pair], *pairs: Pair) -> Pair:
+    """Apply a function to values whose mask is the least of the masks; values are 0 where nothing is valid."""
+    values = compute(*(v for v, _ in pairs))
+    mask = pairs[0][1]
+    for _, other in pairs[1:]:
+        mask = np.minimum(mask, other)
+    return np.where(mask > 0, values, 0.0), mask
