@@ -1,0 +1,264 @@
+"""Probes against scikit-learn and hand-made truth: classifiers, intervals, labels, baselines, too small splits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+
+from mmbuild.cube import open_corpus
+from mmbuild.errors import UserError
+from mmbuild.modality import Clear
+from tests.shards import MODALITIES, TinyCorpus, write_corpus
+from train import metrics
+from train.config import load_config
+from train.pretrain import pretrain
+from train.probe import Label, default_labels, dominant_class, image_statistics, main, probe, score_label
+
+
+def blobs(n: int, *, spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Three Gaussian classes in eight dimensions."""
+    draw = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(3, 8))
+    labels = draw.integers(0, 3, n)
+    return centres[labels] + draw.normal(scale=spread, size=(n, 8)), labels
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_plain_nearest_neighbours_equal_scikit_learn(k: int) -> None:
+    train, labels = blobs(120, spread=1.0)
+    test, _ = blobs(80, spread=1.0, seed=1)
+    ours = metrics.knn_predict(train, labels, test, k=k, weighted=False, classes=3)
+    theirs = KNeighborsClassifier(n_neighbors=k, algorithm="brute").fit(train, labels).predict(test)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_weighted_nearest_neighbours_equal_scikit_learn() -> None:
+    train, labels = blobs(120, spread=1.5)
+    test, _ = blobs(80, spread=1.5, seed=1)
+    ours = metrics.knn_predict(train, labels, test, k=20, weighted=True, classes=3)
+    votes = KNeighborsClassifier(
+        n_neighbors=20, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / 0.07)
+    )
+    np.testing.assert_array_equal(ours, votes.fit(train, labels).predict(test))
+
+
+def test_fewer_train_samples_than_neighbours_all_vote() -> None:
+    train, labels = np.eye(3), np.array([0, 1, 1])
+    said = metrics.knn_predict(train, labels, np.ones((1, 3)), k=20, weighted=False, classes=2)
+    assert said.tolist() == [1]
+
+
+def test_logistic_regression_separates_what_is_separable_and_chooses_c_on_val() -> None:
+    train, labels = blobs(200, spread=0.2)
+    test, truth = blobs(100, spread=0.2, seed=1)
+    said, c = metrics.logistic_predict(train, labels, blobs(60, spread=0.2, seed=2), test)
+    assert (said == truth).mean() > 0.98
+    assert c in metrics.C_GRID
+    without_val = (np.zeros((0, 8)), np.zeros(0, dtype=int))
+    assert metrics.logistic_predict(train, labels, without_val, test)[1] == 1.0
+
+
+def test_more_features_than_samples_give_the_regression_scikit_learn_gives() -> None:
+    draw = np.random.default_rng(3)
+    train, test, labels = draw.normal(size=(30, 60)), draw.normal(size=(200, 60)), draw.integers(0, 3, 30)
+    ours, c = metrics.logistic_predict(train, labels, (np.zeros((0, 60)), np.zeros(0, dtype=int)), test)
+    theirs = LogisticRegression(C=c, max_iter=1000, tol=1e-8).fit(train, labels).predict(test)
+    assert (ours == theirs).mean() > 0.985
+
+
+def test_a_train_split_of_one_class_predicts_that_class() -> None:
+    said, _ = metrics.logistic_predict(
+        np.ones((4, 2)), np.full(4, 2), (np.ones((1, 2)), np.array([2])), np.ones((3, 2))
+    )
+    assert said.tolist() == [2, 2, 2]
+
+
+def test_the_bootstrap_interval_is_that_of_a_proportion() -> None:
+    hits = np.arange(400) < 300
+    low, high = metrics.bootstrap_interval(hits, seed=0)
+    half = 1.96 * np.sqrt(0.75 * 0.25 / 400)
+    assert (low, high) == pytest.approx((0.75 - half, 0.75 + half), abs=0.006)
+    assert metrics.bootstrap_interval(np.ones(5, dtype=bool), seed=0) == (1.0, 1.0)
+
+
+def test_features_are_scaled_by_train_alone() -> None:
+    train, test = np.array([[0.0, 7.0], [2.0, 7.0]]), np.array([[3.0, 9.0]])
+    scaled = metrics.standardise(train, test)
+    assert scaled[0].tolist() == [[-1, 0], [1, 0]]
+    assert scaled[1].tolist() == [[2, 0]]
+
+
+def test_image_statistics_equal_numpy_on_the_valid_pixels() -> None:
+    draw = torch.Generator().manual_seed(0)
+    image = torch.randn(3, 2, 9, 9, generator=draw)
+    valid = torch.rand(image.shape, generator=draw) < 0.7
+    valid[2, 1] = False
+    ours = image_statistics(torch.where(valid, image, torch.nan), valid).reshape(3, 2, 7)
+    for sample, band in ((0, 0), (1, 1), (2, 0)):
+        values = image[sample, band][valid[sample, band]].double().numpy()
+        expected = [values.mean(), values.std(), *np.percentile(values, [5, 25, 50, 75, 95])]
+        np.testing.assert_allclose(ours[sample, band], expected, rtol=1e-6)
+    assert (ours[2, 1] == 0).all()
+
+
+def test_the_dominant_class_ignores_missing_pixels() -> None:
+    codes = torch.tensor([[[1, 1, 0, -1]], [[-1, -1, -1, 2]], [[-1, -1, -1, -1]], [[0, 0, 1, 1]]])
+    assert dominant_class(codes, 3).tolist() == [1, 2, -1, 0]
+
+
+# -- scoring
+
+
+def scored(counts: tuple[int, int, int], *, classes: int = 3) -> dict[str, float]:
+    """Accuracy by method for a perfectly informative feature, with this many samples in train, val and test."""
+    part = np.repeat(["train", "val", "test"], counts)
+    codes = np.arange(len(part)) % classes
+    report = score_label(
+        Label(name="x", about="", codes=codes, names=("a", "b", "c")), {"truth": np.eye(3)[codes]}, part
+    )
+    return {score.method: score.accuracy for score in report.scores}
+
+
+def test_a_feature_that_is_the_label_scores_full_marks() -> None:
+    result = scored((60, 12, 30))
+    assert set(result) == {"kNN 5 cosine", "kNN 5 plain", "kNN 20 cosine", "kNN 20 plain", "logistic"}
+    assert all(accuracy == 1.0 for accuracy in result.values())
+
+
+def test_small_and_empty_splits_are_said_not_raised() -> None:
+    codes, part = np.zeros(6, dtype=int), np.array(["train"] * 4 + ["test"] * 2)
+    codes[-1] = 1
+    label = Label(name="x", about="", codes=codes, names=("a", "b"))
+    report = score_label(label, {"f": np.random.default_rng(0).normal(size=(6, 3))}, part)
+    assert len(report.scores) == 5
+    notes = " ".join(report.notes)
+    assert "only 2 test samples" in notes
+    assert "no val samples" in notes
+    assert "only 4 train samples: kNN 20 takes them all" in notes
+    assert "1 test samples have a class that train does not have" in notes
+    report = score_label(label, {"f": np.zeros((6, 3))}, np.array(["train"] * 6))
+    assert (report.scores, report.majority) == ([], None)
+    assert report.notes == ["not scored: split test has no labelled sample"]
+
+
+# -- the whole way
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> TinyCorpus:
+    return write_corpus(tmp_path_factory.mktemp("corpus"), slots=48)
+
+
+@pytest.fixture(scope="module")
+def run(corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    content = {
+        "corpus": str(corpus.path), "out": str(folder / "run"), "batch_size": 8, "steps": 2, "optim": {"lr": 1e-3},
+        "model": {"name": "mpmae", "crop": 24, "patch": 8, "decoder_dim": 16},
+    }  # fmt: skip
+    (folder / "c.yaml").write_text(yaml.safe_dump(content))
+    pretrain(load_config(folder / "c.yaml"))
+    return folder / "run"
+
+
+def test_a_probe_scores_the_model_beside_both_baselines(run: Path, corpus: TinyCorpus) -> None:
+    result = probe(run, corpus.open())
+    assert result["dimensions"] == {"image statistics": 21, "untrained encoder": 320, "pretrained encoder": 320}
+    assert [report["label"] for report in result["labels"]] == ["cover", "zone"]
+    for report in result["labels"]:
+        assert len(report["scores"]) == 3 * 5
+        assert all(score["low"] <= score["accuracy"] <= score["high"] for score in report["scores"])
+    assert result["same_corpus"] is True
+    assert "from the train split of handmade" in result["normalisation"]
+
+
+def test_labels_and_splits_are_those_of_the_samples(run: Path, corpus: TinyCorpus) -> None:
+    """The counts of a report against the arrays the corpus was written from."""
+    codes, fill = corpus.truth["cover"], MODALITIES["cover"].fill
+    defined = np.isin(codes, MODALITIES["cover"].class_codes) & (codes != fill)
+    expected = dict.fromkeys(("train", "val", "test"), 0)
+    for item in corpus.items:
+        if item["split"] and defined[item["mmbuild:index"]].any():
+            expected[item["split"]] += 1
+    assert probe(run, corpus.open(), ["cover"])["labels"][0]["counts"] == expected
+
+
+def test_the_same_probe_gives_the_same_numbers(run: Path, corpus: TinyCorpus) -> None:
+    assert probe(run, corpus.open(), ["zone"]) == probe(run, corpus.open(), ["zone"])
+
+
+def test_default_labels_pass_over_quality_layers() -> None:
+    quality = MODALITIES["cover"].model_copy(update={"name": "quality", "same_scene_as": "optic_a"})
+    judge = MODALITIES["cover"].model_copy(update={"name": "judge"})
+    optic = MODALITIES["optic_a"].model_copy(update={"clear": Clear(modality="judge", codes=(10,))})
+    modalities = {"quality": quality, "judge": judge, **MODALITIES, "optic_a": optic}
+    assert default_labels(modalities) == ["cover", "zone"]
+
+
+def test_an_unknown_label_is_refused_with_those_there_are(run: Path, corpus: TinyCorpus) -> None:
+    with pytest.raises(UserError, match=r"no class label 'soil'.*choose from cover, zone"):
+        probe(run, corpus.open(), ["soil"])
+
+
+def test_a_tag_of_the_samples_can_be_the_label(run: Path, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tagged = write_corpus(tmp_path / "corpus", slots=24)
+    for path in sorted((tmp_path / "corpus" / "shards").glob("*.parquet")):
+        table = pq.read_table(path)
+        tags = [json.dumps({"crop": "rice" if slot % 2 else "rye"}) for slot in table["slot"].to_pylist()]
+        index = table.schema.get_field_index("tags")
+        pq.write_table(table.set_column(index, "tags", pa.array(tags)), path)
+    report = probe(run, tagged.open(), ["crop"])["labels"][0]
+    splits = [item["split"] for item in tagged.items if item["split"]]
+    assert report["counts"] == {split: splits.count(split) for split in ("train", "val", "test")}
+    assert report["classes"] == 2
+
+
+def test_the_command_prints_a_table_or_json(run: Path, corpus: TinyCorpus, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run), str(corpus.path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["corpus"]["synthetic"] is True
+    assert main([str(run), str(corpus.path), "--label", "zone"]) == 0
+    text = capsys.readouterr().out
+    for word in ("image", "statistics", "untrained", "pretrained", "logistic", "note:", "95 %", "synthetic"):
+        assert word in text
+
+
+@pytest.mark.parametrize("missing", ["checkpoint", "corpus"])
+def test_a_missing_checkpoint_or_corpus_is_refused_in_one_line(
+    missing: str, run: Path, corpus: TinyCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = {"checkpoint": str(run), "corpus": str(corpus.path)} | {missing: str(tmp_path / "nowhere")}
+    assert main([paths["checkpoint"], paths["corpus"]]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "there is no" in error
+
+
+def test_a_model_is_not_probed_on_other_bands(run: Path, corpus: TinyCorpus) -> None:
+    about = run / "checkpoints" / "latest" / "model.json"
+    text = about.read_text()
+    try:
+        about.write_text(text.replace('"B4"', '"B5"'))
+        with pytest.raises(UserError, match="trained on optic with bands B1, B2, B5, here they are B1, B2, B4"):
+            probe(run, open_corpus(corpus.path))
+    finally:
+        about.write_text(text)

@@ -1,0 +1,152 @@
+"""What a model is asked to predict and how it is scored: tasks, masked and nodata-aware losses, their weighting.
+
+A loss is a pair (sum, count) until the very end, so that invalid targets weigh nothing and several processes agree on
+one mean. A value that is not valid never reaches a sum, whatever it is, NaN included.
+
+Shapes: B samples, L patches (row by row), P pixels of a patch (row by row), C channels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORM_PIX_EPS = 1e-6  # added to the variance of a patch (MAE, ConvNeXt V2, MMEarth)
+IGNORE = -1  # class code of a target that must not be scored
+
+Weighting = Literal["uncertainty", "equal"]
+SumCount = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One modality to predict; level x values decide the head and the loss, its name decides nothing.
+
+    channels: bands of the target (times folded in). classes: 0 for continuous values.
+    patch: side of a patch in this modality's own pixels, 0 at image level. norm_pix: standardise every target patch.
+    """
+
+    name: str
+    level: Literal["pixel", "image"]
+    values: Literal["continuous", "categorical"]
+    channels: int
+    classes: int = 0
+    patch: int = 0
+    norm_pix: bool = False
+
+    @property
+    def outputs(self) -> int:
+        """Numbers predicted per patch, or per sample at image level; order (pixel row, column, channel, class)."""
+        return max(self.patch, 1) ** 2 * self.channels * max(self.classes, 1)
+
+
+class Losses(NamedTuple):
+    """What one forward pass gives: the weighted total to descend; each task's own mean (detached) and count of values.
+
+    A tuple, because wrappers that spread a model over devices look into tuples and dicts only.
+    """
+
+    total: Tensor
+    per_task: dict[str, Tensor]
+    counts: dict[str, Tensor]
+
+
+def patchify(x: Tensor, patch: int) -> Tensor:
+    """(B, C, y, x) -> (B, L, P, C)."""
+    b, c, height, width = x.shape
+    x = x.reshape(b, c, height // patch, patch, width // patch, patch)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(b, -1, patch * patch, c)
+
+
+def normalise_patches(target: Tensor, valid: Tensor) -> Tensor:
+    """Zero mean and unit (unbiased) variance of the valid values of each patch, all channels jointly; (B, L, P, C)."""
+    count = valid.sum(dim=(2, 3), keepdim=True).clamp(min=1)
+    target = torch.where(valid, target, 0.0)
+    mean = target.sum(dim=(2, 3), keepdim=True) / count
+    variance = torch.where(valid, target - mean, 0.0).square().sum(dim=(2, 3), keepdim=True) / (count - 1).clamp(min=1)
+    return (target - mean) / (variance + NORM_PIX_EPS).sqrt()
+
+
+def squared_error(prediction: Tensor, target: Tensor, valid: Tensor) -> SumCount:
+    """Sum of squared errors over the valid values, and how many there are; all shapes equal."""
+    error = torch.where(valid, prediction - torch.where(valid, target, 0.0), 0.0)
+    return error.square().sum(), valid.sum()
+
+
+def cross_entropy(logits: Tensor, codes: Tensor) -> SumCount:
+    """Sum of -log p(code) over codes that are not IGNORE; logits (..., K), codes (...)."""
+    logits, codes = logits.reshape(-1, logits.shape[-1]).float(), codes.reshape(-1)
+    return F.cross_entropy(logits, codes, ignore_index=IGNORE, reduction="sum"), (codes != IGNORE).sum()
+
+
+def task_loss(task: Task, prediction: Tensor, target: Tensor, valid: Tensor, removed: Tensor) -> SumCount:
+    """Score one task.
+
+    prediction: (B, L, outputs) at pixel level, (B, outputs) at image level.
+    target, valid: (B, C, y, x) or (B, C); valid True = a real value.
+    removed: (B, L) bool; at pixel level only removed patches are scored.
+    """
+    if task.level == "pixel":
+        target, valid = patchify(target, task.patch), patchify(valid, task.patch)
+        scored = valid & removed[:, :, None, None]
+    else:
+        scored = valid
+    if task.values == "categorical":
+        logits = prediction.reshape(*target.shape, task.classes)
+        return cross_entropy(logits, torch.where(scored, target, IGNORE))
+    if task.norm_pix:
+        target = normalise_patches(target.float(), valid)
+    return squared_error(prediction.float().reshape(target.shape), target.float(), scored)
+
+
+def same_counts(counts: Tensor) -> Tensor:
+    """One process: its counts are everyone's."""
+    return counts
+
+
+class MultiTaskLoss(nn.Module):
+    """Combine task losses: ``uncertainty`` sums exp(-s) L + s with a learned s per task, ``equal`` sums L.
+
+    A task without a single valid value in the batch adds nothing (and its s is not moved).
+    Source: Kendall et al. 2018 in the form MultiMAE and MMEarth use (s = log variance, starts at 0).
+    """
+
+    def __init__(self, tasks: tuple[Task, ...], weighting: Weighting) -> None:
+        super().__init__()
+        self.tasks = tasks
+        self.weighting = weighting
+        if weighting == "uncertainty":
+            self.log_vars = nn.Parameter(torch.zeros(len(tasks)))
+
+    def forward(
+        self,
+        predictions: Mapping[str, Tensor],
+        targets: Mapping[str, tuple[Tensor, Tensor]],
+        removed: Tensor,
+        mean_counts: Callable[[Tensor], Tensor] = same_counts,
+    ) -> Losses:
+        """Score every task. targets: name -> (target, valid).
+
+        mean_counts: turns this process's counts into their mean over all processes; then averaged gradients are
+        those of one global mean.
+        """
+        pairs = [task_loss(t, predictions[t.name], *targets[t.name], removed) for t in self.tasks]
+        counts = mean_counts(torch.stack([count for _, count in pairs]).float())
+        means = torch.stack([total for total, _ in pairs]) / counts.clamp(min=1e-9)
+        means = torch.where(counts > 0, means, means * 0.0)
+        if self.weighting == "uncertainty":
+            weighted = torch.exp(-self.log_vars) * means + self.log_vars
+        else:
+            weighted = means
+        weighted = torch.where(counts > 0, weighted, weighted * 0.0)
+        names = [t.name for t in self.tasks]
+        return Losses(
+            total=weighted.sum(),
+            per_task=dict(zip(names, means.detach(), strict=True)),
+            counts=dict(zip(names, counts, strict=True)),
+        )
