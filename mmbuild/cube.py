@@ -6,7 +6,6 @@ it is known to the commit record. A shard is written by one task; nothing here d
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import os
@@ -196,7 +195,8 @@ def _tree(
 ) -> dict[str, bytes]:
     import zarr
 
-    memory = zarr.storage.MemoryStore()
+    objects: dict[str, Any] = {}
+    memory = zarr.storage.MemoryStore(objects)
     group = zarr.create_group(memory, zarr_format=3, attributes=dict(attributes))
     columns = {} if root is None else {name: root[name].to_pylist() for name in root.column_names}
     for name, column in columns.items():
@@ -211,18 +211,7 @@ def _tree(
         warnings.filterwarnings("ignore", message="Consolidated metadata", category=zarr.errors.ZarrUserWarning)
         for path in (*arrays, ""):
             zarr.consolidate_metadata(memory, path=path)
-    objects = asyncio.run(_dump(memory))
-    return {key: data for key, data in objects.items() if "/data/c/" not in key}
-
-
-async def _dump(memory: Any) -> dict[str, bytes]:
-    from zarr.core.buffer import default_buffer_prototype
-
-    found = {}
-    async for key in memory.list():
-        buffer = await memory.get(key, default_buffer_prototype())
-        found[key] = buffer.to_bytes()
-    return found
+    return {key: buffer.to_bytes() for key, buffer in objects.items() if "/data/c/" not in key}
 
 
 def _array_group(root_group: Any, layout: ArrayLayout, slots: int, root: pa.Table | None) -> None:

@@ -200,7 +200,7 @@ def compute(corpus: Corpus, splits: Mapping[int, str], *, threads: int | None = 
     splits: slot -> split of every stored sample. Values are those on disk (apply scale and offset of the band for
     physical units); std divides by the count. Chips are counted by status over all samples of the catalogue.
     """
-    records = corpus.records().select(["slot", "modality", "time", "status"])
+    records = corpus.records().select(["slot", "modality", "time", "status"]).combine_chunks()
     slots, names = records["slot"].to_numpy(), np.asarray(records["modality"].to_pylist(), dtype=object)
     wanted = np.isin(slots, list(splits))
     modalities = {}

@@ -8,7 +8,7 @@ import mercantile
 import numpy as np
 import pyproj
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pyproj.aoi import AreaOfInterest
 from pyproj.database import query_utm_crs_info
@@ -60,6 +60,7 @@ def test_zones_follow_mgrs_with_its_exceptions(lon: float, lat: float, epsg: int
     assert utm_epsg(lon, lat) == epsg
 
 
+@settings(max_examples=15)  # each asks PROJ's database
 @given(LON, LAT)
 def test_zones_agree_with_proj_outside_the_exceptions(lon: float, lat: float) -> None:
     assume(not (56 <= lat < 64 and 0 <= lon < 12) and not (lat >= 72 and 0 <= lon < 42))
@@ -89,12 +90,10 @@ def test_a_chip_starts_on_the_sentinel2_lattice(lon: float, lat: float, chip: tu
 
 
 def test_the_lattice_is_that_of_real_granules() -> None:
-    # Recorded transforms of Sentinel-2 granules, north 32TNS-like and south 18M: [10, 0, 699960, 0, -10, 9800020].
-    for north in (9800020, 9900040):
-        assert north % 60 == 40
-    box = utm_grid(-75.0, -1.8, gsd=10, size=64)
-    assert (corner(box)[0] - 699960) % 60 == 0
-    assert (9800020 - corner(box)[1]) % 60 == 0
+    # The transform that Earth Engine reports for a granule of zone 18 south: [10, 0, 699960, 0, -10, 9800020].
+    x0, y0 = corner(utm_grid(-75.0, -1.8, gsd=10, size=64))
+    assert (x0 - 699960) % 60 == 0
+    assert (9800020 - y0) % 60 == 0
 
 
 @given(LON, LAT, CHIPS)
@@ -109,8 +108,8 @@ def test_a_chip_is_centred_within_half_a_lattice_cell_and_covers_its_place(
     assert abs(x0 + half - east) <= 30 + 1e-6
     assert abs(y0 - half - north) <= 30 + 1e-6
     assert math.hypot(x0 + half - east, y0 - half - north) <= 60 * 0.75
-    assert x0 <= east <= x0 + 2 * half
-    assert y0 - 2 * half <= north <= y0
+    assert x0 - 1e-6 <= east <= x0 + 2 * half + 1e-6
+    assert y0 - 2 * half - 1e-6 <= north <= y0 + 1e-6
 
 
 @given(LON, LAT)

@@ -81,7 +81,7 @@ def _first_of_each(records: pa.Table) -> pa.Table:
 
 
 def _constant(value: Any, n: int, kind: pa.DataType) -> pa.Array:
-    return pa.repeat(pa.scalar(value, kind), n)
+    return pa.repeat(pa.scalar(value, kind), n) if n else pa.array([], kind)
 
 
 def _codes(epsg: pa.ChunkedArray) -> pa.ChunkedArray:
