@@ -1,4 +1,4 @@
-"""mmbuild: a recipe goes in, a co-registered, catalogued Earth-observation corpus comes out and streams into pretraining.
+"""A recipe goes in; a co-registered, catalogued Earth-observation corpus comes out and streams into pretraining.
 
 Names are loaded when they are first used, so that importing mmbuild stays fast.
 """

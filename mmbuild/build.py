@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -207,7 +206,7 @@ def _brief(source: dict[str, Any]) -> str:
 
 
 def _write_locations(store: Store, recipe: Recipe, samples: int | None, regions: Callable[[str], Any]) -> int:
-    """Write locations.parquet, keeping the rows that are there: slots once given out never move. The number of slots."""
+    """Write locations.parquet, keeping the rows that are there (a slot never moves), and return the number of slots."""
     import geopandas as gpd
     import pandas as pd
 

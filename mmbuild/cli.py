@@ -289,7 +289,8 @@ class _Bar:
         )
 
         self.bar = Progress(
-            TextColumn("building"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"), TextColumn("{task.fields[rate]}"),
+            TextColumn("building"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"),
+            TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), console=console,
         )  # fmt: skip
         self.bar.start()

@@ -97,7 +97,7 @@ class ArrayLayout:
 
 
 def canonical_bytes(chip: np.ndarray, dtype: np.dtype[Any], shape: tuple[int, ...], name: str) -> bytes:
-    """Little-endian C-order bytes of a chip, the form that sha256 is taken of; IntegrityError on another shape or dtype."""
+    """Little-endian C-order bytes of a chip, of which sha256 is taken; IntegrityError on another shape or dtype."""
     if chip.shape != shape or chip.dtype != dtype:
         raise IntegrityError(f"{name}: a chip is {chip.dtype}{chip.shape}, the cube holds {dtype}{shape}")
     return np.ascontiguousarray(chip, dtype=dtype.newbyteorder("<")).tobytes()
@@ -348,7 +348,8 @@ class Corpus:
 
     def __repr__(self) -> str:
         kind = "SYNTHETIC " if self.synthetic else ""
-        return f"<{kind}Corpus {self.recipe.name} at {self.store.url}: {self.n_slots} slots, {len(self.modalities)} modalities>"
+        size = f"{self.n_slots} slots, {len(self.modalities)} modalities"
+        return f"<{kind}Corpus {self.recipe.name} at {self.store.url}: {size}>"
 
     @property
     def digest(self) -> str:

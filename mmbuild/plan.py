@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Earth Engine's published limits for one project (developers guide, usage): what bounds any build from below.
 CONCURRENT_REQUESTS = 40
 REQUESTS_PER_SECOND = 100
-# A chip request of about 30 bands at 128 px answers in about a second on the live service (believed, not measured here).
+# A chip request of some 30 bands at 128 px answers in about a second on the live service (believed, not measured).
 TYPICAL_LATENCY_S = 1.0
 
 
@@ -131,7 +131,8 @@ def _grid_row(recipe: Recipe, place: dict[str, Any]) -> dict[str, Any]:
         )
     return {
         "slot": slot, "alternate": alternate, "sample_id": f"{slot:06d}", "lon": float(lon), "lat": float(lat),
-        "epsg": int(to_earthengine(box)["crsCode"].removeprefix("EPSG:")), "x0": box.affine.c, "y0": box.affine.f, "gsd": box.affine.a, "size": box.shape[0],
+        "epsg": int(to_earthengine(box)["crsCode"].removeprefix("EPSG:")),
+        "x0": box.affine.c, "y0": box.affine.f, "gsd": box.affine.a, "size": box.shape[0],
         "date": place["date"] if has_date else None,
         "anchor_year": None if has_date else anchor_year(recipe.seed, slot, alternate, recipe.anchor.years),
         "tags": json.dumps(place["tags"], sort_keys=True, default=str),
@@ -144,9 +145,10 @@ def samples_of(rows: Sequence[Mapping[str, Any]]) -> Iterator[Sample]:
         date, year = row["date"], row["anchor_year"]
         yield Sample(
             slot=int(row["slot"]), alternate=int(row["alternate"]), sample_id=row["sample_id"],
-            lon=float(row["lon"]), lat=float(row["lat"]), epsg=int(row["epsg"]), x0=float(row["x0"]), y0=float(row["y0"]),
-            gsd=float(row["gsd"]), size=int(row["size"]), tags=json.loads(row["tags"]),
-            date=None if date is None or date != date else _utc(date), anchor_year=None if year is None or year != year else int(year),
+            lon=float(row["lon"]), lat=float(row["lat"]), epsg=int(row["epsg"]),
+            x0=float(row["x0"]), y0=float(row["y0"]), gsd=float(row["gsd"]), size=int(row["size"]),
+            date=None if date is None or date != date else _utc(date),
+            anchor_year=None if year is None or year != year else int(year), tags=json.loads(row["tags"]),
         )  # fmt: skip
 
 

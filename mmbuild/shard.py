@@ -265,11 +265,7 @@ def _read(recipe: Recipe, source: Source, job: Outcome) -> Outcome:
         return Outcome(
             sample=job.sample, status="rejected", reason=reason, anchor_time=job.anchor_time, choices=choices
         )
-    return replace_chips(job, choices, chips)
-
-
-def replace_chips(job: Outcome, choices: Mapping[str, Choice], chips: dict[str, np.ndarray]) -> Outcome:
-    return Outcome(sample=job.sample, status="stored", anchor_time=job.anchor_time, choices=choices, chips=chips)
+    return replace(job, choices=choices, chips=chips)
 
 
 def required(recipe: Recipe, choices: Mapping[str, Choice]) -> list[str]:

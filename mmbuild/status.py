@@ -18,14 +18,17 @@ def summary(corpus: Corpus) -> dict[str, Any]:
     ``missing`` counts slots without a commit record yet.
     """
     records = corpus.records()
-    first = list(corpus.modalities)[0]
+    first = next(iter(corpus.modalities))
     samples = Counter(records.filter(pc.equal(records["modality"], first))["sample_status"].to_pylist())
     known = sum(samples.values())
     return {
-        "name": corpus.recipe.name, "location": corpus.store.url, "synthetic": corpus.synthetic, "digest": corpus.digest,
+        "name": corpus.recipe.name, "location": corpus.store.url,
+        "synthetic": corpus.synthetic, "digest": corpus.digest,
         "samples": corpus.n_slots, "stored": samples.get("stored", 0), "missing": corpus.n_slots - known,
         "statuses": dict(sorted(samples.items())),
-        "modalities": {name: _modality(records.filter(pc.equal(records["modality"], name))) for name in corpus.modalities},
+        "modalities": {
+            name: _modality(records.filter(pc.equal(records["modality"], name))) for name in corpus.modalities
+        },
     }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Bytes by key in one folder or one object-store prefix: the only place that knows where a corpus lives.
 
-Every ``put`` is atomic: a reader sees the old object or the new one, never half of one. It does not know what the bytes mean.
+Every ``put`` is atomic: a reader sees the old object or the new one, never half of one. What the bytes mean is not
+known here.
 """
 
 from __future__ import annotations

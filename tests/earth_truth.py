@@ -216,7 +216,7 @@ def _largest_in_cells(fine: Floats) -> Floats:
 def _groups(columns: Ints) -> Iterator[Bools]:
     """Everything at once, or two groups where the antimeridian parts the columns."""
     low, high = int(columns.min()), int(columns.max())
-    is_parted = high - low > 1_000_000
+    is_parted = high - low > 100_000  # far more native pixels than a chip spans
     yield from [columns <= (low + high) // 2, columns > (low + high) // 2] if is_parted else [columns >= low]
 
 

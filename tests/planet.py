@@ -1,4 +1,4 @@
-"""The synthetic Earth as the tests ask it: scenes and chips at a place, clear scenes, co-located pixels of many places."""
+"""The synthetic Earth as the tests ask it: scenes and chips at a place, clear scenes, co-located pixels of places."""
 
 from __future__ import annotations
 

@@ -12,7 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from planet import (
+
+from mmbuild.sandbox.assets import ImageInfo, World
+from mmbuild.sandbox.earth import SyntheticWorld
+from mmbuild.sandbox.earth_noise import EARTH_RADIUS_M, Points, noise, points, sine
+from mmbuild.sandbox.mgrs import transformer
+from tests.planet import (
     CANOPY,
     CLIMATE,
     COVER,
@@ -34,11 +39,6 @@ from planet import (
     scenes,
     wet_place,
 )
-
-from mmbuild.sandbox.assets import ImageInfo, World
-from mmbuild.sandbox.earth import SyntheticWorld
-from mmbuild.sandbox.earth_noise import EARTH_RADIUS_M, Points, noise, points, sine
-from mmbuild.sandbox.mgrs import transformer
 
 # The digest of what each version answers (test_the_version_stands_for_these_values prints the new one).
 DIGESTS = {"synthetic-earth-1": "ede61f0bf85942dc"}
@@ -394,3 +394,10 @@ def test_the_slope_of_a_noise_is_its_derivative() -> None:
             moved.append(field(Points(p.lon, p.lat, *place)))
         measured = (moved[0] - moved[1]) / (2 * step * EARTH_RADIUS_M)
         assert np.abs(measured - slope[axis]).max() < 1e-3 * np.abs(slope[axis]).max()
+
+
+def test_few_and_many_points_give_the_same_bits() -> None:
+    field = noise(5, 50e3, 7, waves=4)
+    p = points(np.linspace(-170, 170, 9000), np.linspace(-80, 80, 9000))
+    few = Points(*(getattr(p, name)[4000:4100] for name in ("lon", "lat", "x", "y", "z")))
+    assert np.array_equal(field(p)[4000:4100], field(few))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from planet import DEM, EARTH, L2A, RADAR, WORLD, chip, clearest, land_pixels, ndvi, scenes, summer, wet_place
+
+from tests.planet import DEM, EARTH, L2A, RADAR, WORLD, chip, clearest, land_pixels, ndvi, scenes, summer, wet_place
 
 
 def test_a_linear_probe_from_sentinel2_to_land_cover_is_neither_hopeless_nor_trivial() -> None:

@@ -247,7 +247,8 @@ def _dates(modality: Modality, rows: pa.Table) -> dict[str, pa.Array]:
 
 def _stamp(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """RFC 3339 in UTC with milliseconds."""
-    return pc.strftime(column.cast(pa.timestamp("ms")), format="%Y-%m-%dT%H:%M:%SZ")
+    text = column.cast(pa.timestamp("ms")).cast(pa.string())  # 2020-06-30 10:31:02.345; strftime is many times slower
+    return pc.binary_join_element_wise(pc.replace_substring(text, " ", "T"), "Z", "")
 
 
 def without_nulls(mapping: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _WIDTH, _SQUARE, _HEAD, _FOOT, _GAP, _TITLE = 3.0, 2.8, 0.62, 0.78, 0.25, 0.85
 _HEIGHT = _HEAD + _SQUARE + _FOOT
 _LINE = 0.165
+_LINE_CHARACTERS = 46
 _LEGEND_ROWS = 5
 _DPI = 110
 _INK, _PALE, _GREY = "#1c2430", "#6b7480", "#d9dce0"
@@ -331,10 +332,8 @@ def _text_block(corpus: Corpus, row: Row) -> list[tuple[str, str]]:
     if row["status"] != "stored":
         return [(modality.name, ""), (row["status"].replace("_", " "), words.cut(row["reason"] or "", 40))]
     values = corpus.read_chip(modality.name, row["slot"], row["time"])
-    return [
-        (modality.name, ""),
-        *((band.name, words.cut(words.value(modality, i, values[i]), 44)) for i, band in enumerate(modality.bands)),
-    ]
+    said = [(band.name, words.value(modality, i, values[i])) for i, band in enumerate(modality.bands)]
+    return [(modality.name, ""), *((name, words.cut(text, _LINE_CHARACTERS - len(name))) for name, text in said)]
 
 
 def _text_panel(figure: Figure, cell: tuple[int, int], lines: Sequence[tuple[str, str]]) -> None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import shapely
 
-from mmbuild.sandbox.assets import Dataset, ImageInfo
-from mmbuild.sandbox.geometry import Geometry
+from mmbuild.sandbox.assets import BandInfo, Dataset, ImageInfo
+from mmbuild.sandbox.geometry import Geometry, prepared
 from mmbuild.sandbox.raster import Constant, Grid, Pair, Pixels, Reader, Stored
 from mmbuild.sandbox.values import EarthEngineError, PixelType, Projection, pixel_type
 
@@ -36,7 +37,7 @@ class Band:
 class Image:
     """Bands and properties; footprint None means that the image has no edge."""
 
-    bands: tuple[Band, ...]
+    bands: Sequence[Band]
     properties: Mapping[str, Any] = field(default_factory=dict)
     id: str | None = None
     footprint: Geometry | None = None
@@ -67,13 +68,32 @@ class Image:
 WORLD = Geometry(shapely.box(-180.0, -90.0, 180.0, 90.0), geodesic=False)
 
 
+class StoredBands(Sequence[Band]):
+    """The bands of an image in the world, made when somebody looks: most images of a search are only filtered."""
+
+    def __init__(self, dataset: Dataset, info: ImageInfo) -> None:
+        self._dataset, self._info = dataset, info
+
+    @cached_property
+    def _bands(self) -> tuple[Band, ...]:
+        return tuple(_stored_band(self._dataset, self._info, band) for band in self._info.bands)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._bands[index]
+
+    def __len__(self) -> int:
+        return len(self._info.bands)
+
+
+def _stored_band(dataset: Dataset, info: ImageInfo, band: BandInfo) -> Band:
+    lattice = Projection(band.crs, band.transform)
+    size = None if band.width is None or band.height is None else (band.width, band.height)
+    node = Stored(dataset, info, band, lattice)
+    return Band(band.id, pixel_type(band.dtype, band.value_range), node, lattice, size)
+
+
 def stored_image(dataset: Dataset, info: ImageInfo) -> Image:
     """The image of a dataset; its properties include system:index, system:time_start, system:time_end."""
-    bands = []
-    for band in info.bands:
-        node = Stored(dataset, info, band)
-        size = None if band.width is None or band.height is None else (band.width, band.height)
-        bands.append(Band(band.id, pixel_type(band.dtype, band.value_range), node, node.projection, size))
     system: dict[str, Any] = {"system:index": info.index or info.id.rsplit("/", 1)[-1]}
     if info.start_ms is not None:
         system |= {"system:time_start": info.start_ms}
@@ -82,7 +102,7 @@ def stored_image(dataset: Dataset, info: ImageInfo) -> Image:
     footprint = None if info.footprint is None else Geometry(info.footprint, geodesic=False)
     if footprint is not None:
         system |= {"system:footprint": footprint}
-    return Image(tuple(bands), {**info.properties, **system}, info.id, footprint)
+    return Image(StoredBands(dataset, info), {**info.properties, **system}, info.id, footprint)
 
 
 def constant_image(value: Any) -> Image:
@@ -130,8 +150,7 @@ class Inside:
             outline = shapely.box(lon.min(), lat.min(), lon.max(), lat.max())
             if shape.contains(outline):
                 return ones, ones
-        shapely.prepare(shape)
-        return shapely.intersects_xy(shape, lon, lat).astype(np.float64), ones
+        return shapely.intersects_xy(prepared(shape), lon, lat).astype(np.float64), ones
 
 
 def pixelwise(compute: Callable[..., Pair], *pairs: Pair) -> Pair:

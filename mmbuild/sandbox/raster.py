@@ -238,10 +238,7 @@ class Stored:
     dataset: Dataset
     image: ImageInfo
     band: BandInfo
-
-    @cached_property
-    def projection(self) -> Projection:
-        return Projection(self.band.crs, self.band.transform)
+    projection: Projection
 
     def read(self, reader: Reader, grid: Grid) -> Pair:
         level = level_of(grid, self.projection)

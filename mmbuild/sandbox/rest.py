@@ -61,6 +61,9 @@ class Sandbox:
             return self._answer(method.upper(), unquote(path), query, headers, body)
         except EarthEngineError as error:
             return _refusal(error)
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, OSError) as error:
+            # A value no algorithm expected, or a file that went away: refused like any other request, and never retried.
+            return _refusal(EarthEngineError(f"The offline Earth Engine failed: {type(error).__name__}: {error}"))
 
     def _answer(self, method: str, path: str, query: str, headers: Headers, body: bytes) -> Answer:
         if len(body) > PAYLOAD_LIMIT_BYTES:

@@ -107,6 +107,7 @@ class PixelType:
         return PixelType(precision, min(numbers), max(numbers))
 
 
+@lru_cache(maxsize=256)
 def pixel_type(dtype: str, value_range: tuple[float, float] | None = None) -> PixelType:
     """The pixel type of stored data with this numpy dtype, narrowed to `value_range` when it is given."""
     kind = np.dtype(dtype)

@@ -169,7 +169,7 @@ def _with_mask(image: Image, mask: Image, combine: Any) -> Image:
         raise EarthEngineError(
             f"Image.updateMask: The mask must have one band or {len(image.bands)}, not {len(mask.bands)}."
         )
-    masks = mask.bands * len(image.bands) if len(mask.bands) == 1 else mask.bands
+    masks = tuple(mask.bands) * len(image.bands) if len(mask.bands) == 1 else mask.bands
     bands = [
         replace(band, node=Local((band.node, m.node), compute)) for band, m in zip(image.bands, masks, strict=True)
     ]
@@ -183,7 +183,7 @@ def unmask(context: Context, input: Image, value: Image | None, sameFootprint: b
         raise EarthEngineError(
             f"Image.unmask: The value must have one band or {len(input.bands)}, not {len(value.bands)}."
         )
-    fills = value.bands * len(input.bands) if len(value.bands) == 1 else value.bands
+    fills = tuple(value.bands) * len(input.bands) if len(value.bands) == 1 else value.bands
     inside = Inside(input.footprint) if sameFootprint and input.footprint is not None else None
 
     def compute(pair: Pair, fill: Pair, *where: Pair) -> Pair:
@@ -239,8 +239,8 @@ def where(context: Context, input: Image, test: Image, value: Image) -> Image:
         change = (pair[1] > 0) & (tested[1] > 0) & (tested[0] != 0) & (new[1] > 0)
         return np.where(change, new[0], pair[0]), pair[1]
 
-    tests = test.bands * len(input.bands) if len(test.bands) == 1 else test.bands
-    values = value.bands * len(input.bands) if len(value.bands) == 1 else value.bands
+    tests = tuple(test.bands) * len(input.bands) if len(test.bands) == 1 else test.bands
+    values = tuple(value.bands) * len(input.bands) if len(value.bands) == 1 else value.bands
     if not len(tests) == len(values) == len(input.bands):
         raise EarthEngineError("Image.where: 'test' and 'value' must have one band, or as many as 'input'.")
     bands = [

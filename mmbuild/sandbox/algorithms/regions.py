@@ -16,7 +16,7 @@ import shapely
 from numpy.typing import NDArray
 
 from mmbuild.sandbox.algorithms.projecting import chosen_projection
-from mmbuild.sandbox.geometry import Geometry
+from mmbuild.sandbox.geometry import Geometry, prepared
 from mmbuild.sandbox.graph import Context, algorithm
 from mmbuild.sandbox.images import Image
 from mmbuild.sandbox.raster import Grid
@@ -56,8 +56,7 @@ def coverage(shape: Any, grid: Grid, *, weighted: bool) -> NDArray[Any]:
         return np.ones((grid.height, grid.width))
     if not weighted:
         x, y = np.broadcast_arrays(*grid.centres())
-        shapely.prepare(shape)
-        return np.asarray(shapely.intersects_xy(shape, x, y).astype(np.float64))
+        return np.asarray(shapely.intersects_xy(prepared(shape), x, y).astype(np.float64))
     a, _, c, _, e, f = grid.transform
     edges_x, edges_y = c + a * np.arange(grid.width + 1), f + e * np.arange(grid.height + 1)
     if shape.equals(shapely.box(*shape.bounds)):
@@ -77,9 +76,9 @@ def _overlap(edges: NDArray[Any], low: float, high: float) -> NDArray[Any]:
 def _polygon_share(shape: Any, edges_x: NDArray[Any], edges_y: NDArray[Any]) -> NDArray[Any]:
     left, right = np.meshgrid(edges_x[:-1], edges_y[:-1]), np.meshgrid(edges_x[1:], edges_y[1:])
     boxes = shapely.box(left[0], left[1], right[0], right[1])
-    shapely.prepare(shape)
-    inside = shapely.contains(shape, boxes)
-    touched = shapely.intersects(shape, boxes) & ~inside
+    fast = prepared(shape)
+    inside = shapely.contains(fast, boxes)
+    touched = shapely.intersects(fast, boxes) & ~inside
     share = inside.astype(np.float64)
     share[touched] = shapely.area(shapely.intersection(shape, boxes[touched])) / shapely.area(boxes[touched])
     return np.where(share > LEAST_COVER, share, 0.0)

@@ -9,19 +9,19 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from itertools import groupby
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import ee
 import numpy as np
 
-from mmbuild.choose import Choice, Sample, Scene, scene_index
+from mmbuild.choose import Choice, Sample, Scene
 from mmbuild.errors import SourceError, UserError
 from mmbuild.grid import to_earthengine
 from mmbuild.modality import Modality
 from mmbuild.sources import Ask, SourceSpec, Usage
-from mmbuild.sources.earthengine.blocks import BandSource, Block, block_of
+from mmbuild.sources.earthengine import expressions
+from mmbuild.sources.earthengine.blocks import Block, block_of
 from mmbuild.sources.earthengine.session import call, connect, identity
 from mmbuild.throttle import with_retries
 
@@ -32,15 +32,7 @@ if TYPE_CHECKING:
 RESPONSE_LIMIT_BYTES = 48 * 2**20
 # Samples asked for in one metadata request: the graph stays far below the 10 MB payload limit.
 SAMPLES_PER_SEARCH = 32
-# A resampled or averaged pixel counts as valid only when all its inputs are; the slack is for float masks.
-FULLY_VALID = 0.999
-UNKNOWN_CLOUD = -1
-_PROPERTIES = {"index": "system:index", "time": "system:time_start"}
 _AFFINE_KEYS = ("scaleX", "shearX", "translateX", "shearY", "scaleY", "translateY")
-_CASTS = {
-    "uint8": "toUint8", "int8": "toInt8", "uint16": "toUint16", "int16": "toInt16",
-    "uint32": "toUint32", "int32": "toInt32", "float32": "toFloat", "float64": "toDouble",
-}  # fmt: skip
 
 
 class EarthEngine:
@@ -69,13 +61,13 @@ class EarthEngine:
 
     def _queries(self, sample: Sample, asks: Sequence[Ask]) -> dict[str, Any]:
         """One server-side list per ask that needs one, keyed by the modality."""
-        region = _region(sample)
+        region = expressions.region(sample)
         queries: dict[str, Any] = {}
         for ask in asks:
             block = self.blocks[ask.modality.name]
             if block.collection is None:
                 continue
-            images = _candidates(block, region, ask)
+            images = expressions.candidates(block, region, ask)
             if ask.modality.time == "months":
                 bands = list(block.source_bands(ask.modality))
                 point = ee.Geometry.Point([sample.lon, sample.lat])
@@ -83,7 +75,7 @@ class EarthEngine:
                     images.select(bands).toBands().reduceRegion(reducer=ee.Reducer.first(), geometry=point)
                 )
             else:
-                queries[ask.modality.name] = _table(images, block, ask.modality)
+                queries[ask.modality.name] = expressions.table(images, block, ask.modality)
         return queries
 
     def _scenes(self, sample: Sample, asks: Sequence[Ask], answer: Mapping[str, Any]) -> list[Scene]:
@@ -108,7 +100,7 @@ class EarthEngine:
         for first in range(0, len(pairs), SAMPLES_PER_SEARCH):
             part = pairs[first : first + SAMPLES_PER_SEARCH]
             answers = self._compute(ee.List([self._clear(sample, scene) for sample, scene in part]))
-            # -1 stands for "there is no such image" (see _clear_ground), which screens as unknown.
+            # -1 stands for "there is no such image" (see expressions.clear_ground), which screens as unknown.
             fractions += [None if value is None or value < 0 else float(value) for value in answers]
         return fractions
 
@@ -117,9 +109,11 @@ class EarthEngine:
         rule = self.modalities[scene.modality].clear
         if rule is None:
             raise UserError(f"{scene.modality} has no clear rule", "anchor.min_clear", "remove it or add a clear rule")
-        judge, region = self.modalities[rule.modality], _region(sample)
+        judge, region = self.modalities[rule.modality], expressions.region(sample)
         block = self.blocks[rule.modality]
-        clear = _clear_ground(_of_scene(block, scene, region), next(iter(block.source_bands(judge))), rule.codes)
+        clear = expressions.clear_ground(
+            expressions.of_scene(block, scene, region), next(iter(block.source_bands(judge))), rule.codes
+        )
         grid = to_earthengine(sample.grid())
         affine = grid["affineTransform"]
         return clear.reduceRegion(
@@ -175,9 +169,9 @@ class EarthEngine:
     ) -> dict[str, np.ndarray]:
         """One pixel request: all bands of ``names`` on one grid, named by position so that no name can collide."""
         images = [
-            _stored(self.modalities[name], self.blocks[name], choices[name], _region(sample)).rename(
-                [f"m{position}_{band}" for band in range(len(self.modalities[name].bands))]
-            )
+            expressions.stored(
+                self.modalities[name], self.blocks[name], choices[name], expressions.region(sample)
+            ).rename([f"m{position}_{band}" for band in range(len(self.modalities[name].bands))])
             for position, name in enumerate(names)
         ]
         grid = to_earthengine(sample.grid(gsd))
@@ -234,47 +228,6 @@ class EarthEngine:
         return with_retries(ask, sleep=time.sleep, on_retry=count)
 
 
-def _region(sample: Sample) -> Any:
-    """The sample's ground as a planar rectangle in its own CRS."""
-    box = sample.grid().boundingbox
-    return ee.Geometry.Rectangle([box.left, box.bottom, box.right, box.top], f"EPSG:{sample.epsg}", False)
-
-
-def _candidates(block: Block, region: Any, ask: Ask) -> Any:
-    """The images of a collection that may serve an ask; scenes must contain the whole chip, products only touch it."""
-    images = ee.ImageCollection(block.collection)
-    for key, value in block.where.items():
-        images = images.filter(ee.Filter.eq(key, value))
-    if ask.window is not None:
-        images = images.filterDate(_millis(ask.window[0]), _millis(ask.window[1]))
-    if block.cloud_property and ask.max_cloud is not None:
-        images = images.filter(ee.Filter.lte(block.cloud_property, ask.max_cloud))
-    if ask.modality.time == "months":
-        return images
-    images = images.filterBounds(region)
-    return images.filter(ee.Filter.contains(".geo", region)) if ask.modality.time == "scene" else images
-
-
-def _table(images: Any, block: Block, modality: Modality) -> Any:
-    """Rows of the block's columns, one per image."""
-
-    def describe(image: Any) -> Any:
-        described = image
-        if "crs" in block.columns(modality):
-            described = described.set("crs", image.select([0]).projection().crs())
-        if "bands" in block.columns(modality):
-            described = described.set("bands", image.bandNames())
-        if block.cloud_property:
-            # A row with a null in it would be dropped, and with it an image whose cloudiness nobody wrote down.
-            known = ee.List([image.get(block.cloud_property), UNKNOWN_CLOUD]).reduce(ee.Reducer.firstNonNull())
-            described = described.set("cloud", known)
-        return described
-
-    selectors = [_PROPERTIES.get(column, column) for column in block.columns(modality)]
-    rows = images.map(describe).reduceColumns(ee.Reducer.toList(len(selectors)), selectors)
-    return rows.get("list")
-
-
 def _scene(slot: int, name: str, collection: str, row: Mapping[str, Any]) -> Scene:
     crs = row.get("crs")
     return Scene(
@@ -283,7 +236,7 @@ def _scene(slot: int, name: str, collection: str, row: Mapping[str, Any]) -> Sce
         scene_id=f"{collection}/{row['index']}",
         time=_datetime(row["time"]) if row.get("time") is not None else None,
         epsg=int(crs.split(":")[1]) if crs and crs.startswith("EPSG:") else None,
-        cloud=None if row.get("cloud", UNKNOWN_CLOUD) == UNKNOWN_CLOUD else float(row["cloud"]),
+        cloud=None if row.get("cloud", expressions.UNKNOWN_CLOUD) == expressions.UNKNOWN_CLOUD else float(row["cloud"]),
         bands=tuple(row["bands"]) if "bands" in row else None,
     )
 
@@ -306,84 +259,6 @@ def _month_scenes(slot: int, name: str, collection: str, values: Mapping[str, fl
     ]  # fmt: skip
 
 
-def _of_scene(block: Block, scene: Scene, region: Any) -> Any:
-    """The images of a collection that belong to a scene: one, or none where the product lacks it."""
-    assert scene.time is not None
-    day = timedelta(days=1)
-    images = ee.ImageCollection(block.collection).filterBounds(region)
-    images = images.filterDate(_millis(scene.time - day), _millis(scene.time + day))
-    return images.filter(ee.Filter.eq("system:index", scene_index(scene)))
-
-
-def _clear_ground(images: Any, band: str, codes: Sequence[int]) -> Any:
-    """1 on clear ground, 0 elsewhere and where masked; -1 everywhere when ``images`` is empty."""
-
-    def flag(image: Any) -> Any:
-        clear = image.select([band]).remap(list(codes), [1] * len(codes), 0)
-        return clear.unmask(0, False).rename(["clear"]).toInt8()
-
-    absent = ee.Image.constant(-1).rename(["clear"]).toInt8()
-    return ee.ImageCollection([absent]).merge(images.map(flag)).mosaic()
-
-
-def _stored(modality: Modality, block: Block, choice: Choice, region: Any) -> Any:
-    """The image of one modality as it is stored: resampled, scaled, cast, with nodata wherever it is not fully valid."""
-    present = choice.scenes[0].bands
-
-    def kind(band: str) -> tuple[Any, ...]:
-        source = block.band(band)
-        return (present is None or source.band in present, source.image, source.terrain, source.multiply)
-
-    return ee.Image.cat(
-        [
-            _stored_bands(
-                modality, [block.band(band) for band in bands], _input(modality, block, choice, region, image)
-            )
-            if exists
-            else _cast(ee.Image.constant([modality.nodata] * len(list(bands))), modality)
-            for (exists, image, _, _), group in groupby(modality.band_names, key=kind)
-            for bands in [list(group)]
-        ]
-    )
-
-
-def _stored_bands(modality: Modality, sources: Sequence[BandSource], image: Any) -> Any:
-    """Bands that are treated alike, as they are stored."""
-    image = image.select([source.band for source in sources])
-    if sources[0].terrain == "slope":
-        image = ee.Terrain.slope(image)
-    if modality.resampling == "bilinear" and modality.time != "year":
-        image = image.resample("bilinear")
-    if sources[0].multiply != 1:
-        image = image.multiply(sources[0].multiply)
-    if modality.values == "continuous" and np.issubdtype(modality.np_dtype, np.integer):
-        image = image.round()
-    valid = image.updateMask(image.mask().gte(FULLY_VALID))
-    return _cast(valid.unmask(modality.nodata, False), modality)
-
-
-def _cast(image: Any, modality: Modality) -> Any:
-    return getattr(image, _CASTS[modality.dtype])()
-
-
-def _input(modality: Modality, block: Block, choice: Choice, region: Any, image: str | None) -> Any:
-    """The image that a band is cut from: a named asset, the chosen scene, or a composite of the chosen images."""
-    if image or block.image:
-        return ee.Image(image or block.image)
-    if block.composite is None:
-        return ee.Image(choice.scenes[0].scene_id)
-    if modality.time == "static" and block.composite == "first":
-        return ee.Image(choice.scenes[0].scene_id)
-    if modality.time == "static":
-        parts = ee.ImageCollection([ee.Image(scene.scene_id) for scene in choice.scenes])
-        return parts.mosaic().setDefaultProjection(ee.Image(choice.scenes[0].scene_id).select([0]).projection())
-    assert choice.window is not None
-    images = ee.ImageCollection(block.collection).filterBounds(region)
-    images = images.filterDate(_millis(choice.window[0]), _millis(choice.window[1]))
-    bands = [block.band(name).band for name in modality.band_names]
-    return getattr(images.select(bands), block.composite)()
-
-
 def _reduce_months(modality: Modality, block: Block, choice: Choice) -> np.ndarray:
     """Image-level values from monthly ones, (band,): a band with any of its months missing is nodata."""
     values = np.full(len(modality.bands), modality.fill, dtype=modality.np_dtype)
@@ -404,10 +279,6 @@ _REDUCERS: dict[str, Callable[[list[float]], float]] = {
     "max": max,
     "sum": sum,
 }
-
-
-def _millis(when: datetime) -> int:
-    return int(when.timestamp() * 1000)
 
 
 def _datetime(millis: float) -> datetime:

@@ -78,7 +78,9 @@ class Block(BaseModel):
 
     def months_of(self, source: BandSource, modality: Modality, choice: Choice) -> set[datetime]:
         """First instants of the months that feed a band; the choice's window starts at the modality's first offset."""
-        assert source.months is not None and modality.months is not None and choice.window is not None
+        assert source.months is not None, "a band of a monthly product says which months feed it"
+        assert modality.months is not None
+        assert choice.window is not None
         first = modality.months[0]
         return {month_start(choice.window[0], offset - first) for offset in _span(source.months)}
 

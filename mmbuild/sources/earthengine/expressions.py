@@ -1,0 +1,152 @@
+"""What is asked of Earth Engine, as expressions of its client; nothing here sends a request.
+
+A stored image always carries an explicit validity: wherever it is not fully valid it holds the modality's nodata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from itertools import groupby
+from typing import Any
+
+import ee
+import numpy as np
+
+from mmbuild.choose import Choice, Sample, Scene, scene_index
+from mmbuild.modality import Modality
+from mmbuild.sources import Ask
+from mmbuild.sources.earthengine.blocks import BandSource, Block
+
+# A resampled or averaged pixel counts as valid only when all its inputs are; the slack is for float masks.
+FULLY_VALID = 0.999
+# Stands for a cloudiness that nobody wrote down: a row with a null in it would be dropped from a table.
+UNKNOWN_CLOUD = -1
+_PROPERTIES = {"index": "system:index", "time": "system:time_start"}
+_CASTS = {
+    "uint8": "toUint8", "int8": "toInt8", "uint16": "toUint16", "int16": "toInt16",
+    "uint32": "toUint32", "int32": "toInt32", "float32": "toFloat", "float64": "toDouble",
+}  # fmt: skip
+
+
+def region(sample: Sample) -> Any:
+    """The sample's ground as a planar rectangle in its own CRS."""
+    box = sample.grid().boundingbox
+    return ee.Geometry.Rectangle([box.left, box.bottom, box.right, box.top], f"EPSG:{sample.epsg}", False)
+
+
+def candidates(block: Block, region: Any, ask: Ask) -> Any:
+    """The images of a collection that may serve an ask; scenes must contain the whole chip, products only touch it."""
+    images = ee.ImageCollection(block.collection)
+    for key, value in block.where.items():
+        images = images.filter(ee.Filter.eq(key, value))
+    if ask.window is not None:
+        images = images.filterDate(millis(ask.window[0]), millis(ask.window[1]))
+    if block.cloud_property and ask.max_cloud is not None:
+        images = images.filter(ee.Filter.lte(block.cloud_property, ask.max_cloud))
+    if ask.modality.time == "months":
+        return images
+    images = images.filterBounds(region)
+    return images.filter(ee.Filter.contains(".geo", region)) if ask.modality.time == "scene" else images
+
+
+def table(images: Any, block: Block, modality: Modality) -> Any:
+    """Rows of the block's columns, one per image."""
+
+    def describe(image: Any) -> Any:
+        described = image
+        if "crs" in block.columns(modality):
+            described = described.set("crs", image.select([0]).projection().crs())
+        if "bands" in block.columns(modality):
+            described = described.set("bands", image.bandNames())
+        if block.cloud_property:
+            # A row with a null in it would be dropped, and with it an image whose cloudiness nobody wrote down.
+            known = ee.List([image.get(block.cloud_property), UNKNOWN_CLOUD]).reduce(ee.Reducer.firstNonNull())
+            described = described.set("cloud", known)
+        return described
+
+    selectors = [_PROPERTIES.get(column, column) for column in block.columns(modality)]
+    rows = images.map(describe).reduceColumns(ee.Reducer.toList(len(selectors)), selectors)
+    return rows.get("list")
+
+
+def of_scene(block: Block, scene: Scene, region: Any) -> Any:
+    """The images of a collection that belong to a scene: one, or none where the product lacks it."""
+    assert scene.time is not None
+    day = timedelta(days=1)
+    images = ee.ImageCollection(block.collection).filterBounds(region)
+    images = images.filterDate(millis(scene.time - day), millis(scene.time + day))
+    return images.filter(ee.Filter.eq("system:index", scene_index(scene)))
+
+
+def clear_ground(images: Any, band: str, codes: Sequence[int]) -> Any:
+    """1 on clear ground, 0 elsewhere and where masked; -1 everywhere when ``images`` is empty."""
+
+    def flag(image: Any) -> Any:
+        clear = image.select([band]).remap(list(codes), [1] * len(codes), 0)
+        return clear.unmask(0, False).rename(["clear"]).toInt8()
+
+    absent = ee.Image.constant(-1).rename(["clear"]).toInt8()
+    return ee.ImageCollection([absent]).merge(images.map(flag)).mosaic()
+
+
+def stored(modality: Modality, block: Block, choice: Choice, region: Any) -> Any:
+    """One modality as it is stored: resampled, scaled, cast, with nodata wherever it is not fully valid."""
+    present = choice.scenes[0].bands
+
+    def kind(band: str) -> tuple[Any, ...]:
+        source = block.band(band)
+        return (present is None or source.band in present, source.image, source.terrain, source.multiply)
+
+    return ee.Image.cat(
+        [
+            _stored_bands(
+                modality, [block.band(band) for band in bands], _input(modality, block, choice, region, image)
+            )
+            if exists
+            else _cast(ee.Image.constant([modality.nodata] * len(list(bands))), modality)
+            for (exists, image, _, _), group in groupby(modality.band_names, key=kind)
+            for bands in [list(group)]
+        ]
+    )
+
+
+def _stored_bands(modality: Modality, sources: Sequence[BandSource], image: Any) -> Any:
+    """Bands that are treated alike, as they are stored."""
+    image = image.select([source.band for source in sources])
+    if sources[0].terrain == "slope":
+        image = ee.Terrain.slope(image)
+    if modality.resampling == "bilinear" and modality.time != "year":
+        image = image.resample("bilinear")
+    if sources[0].multiply != 1:
+        image = image.multiply(sources[0].multiply)
+    if modality.values == "continuous" and np.issubdtype(modality.np_dtype, np.integer):
+        image = image.round()
+    valid = image.updateMask(image.mask().gte(FULLY_VALID))
+    return _cast(valid.unmask(modality.nodata, False), modality)
+
+
+def _cast(image: Any, modality: Modality) -> Any:
+    return getattr(image, _CASTS[modality.dtype])()
+
+
+def _input(modality: Modality, block: Block, choice: Choice, region: Any, image: str | None) -> Any:
+    """The image that a band is cut from: a named asset, the chosen scene, or a composite of the chosen images."""
+    if image or block.image:
+        return ee.Image(image or block.image)
+    if block.composite is None:
+        return ee.Image(choice.scenes[0].scene_id)
+    if modality.time == "static" and block.composite == "first":
+        return ee.Image(choice.scenes[0].scene_id)
+    if modality.time == "static":
+        parts = ee.ImageCollection([ee.Image(scene.scene_id) for scene in choice.scenes])
+        return parts.mosaic().setDefaultProjection(ee.Image(choice.scenes[0].scene_id).select([0]).projection())
+    assert choice.window is not None
+    images = ee.ImageCollection(block.collection).filterBounds(region)
+    images = images.filterDate(millis(choice.window[0]), millis(choice.window[1]))
+    bands = [block.band(name).band for name in modality.band_names]
+    return getattr(images.select(bands), block.composite)()
+
+
+def millis(when: datetime) -> int:
+    return int(when.timestamp() * 1000)
