@@ -28,7 +28,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED)
 	$(BIN)/mmbuild build recipes/tiny.yaml out/tiny
-	$(BIN)/mmbuild show out/tiny 000000 -o out/sample.png
+	$(BIN)/mmbuild show out/tiny 000006 -o out/sample.png
 	$(BIN)/python -m train.pretrain train/configs/tiny.yaml --resume
 	$(BIN)/python -m train.probe out/tiny_mpmae out/tiny
 	@echo

@@ -6,6 +6,7 @@ there to a chip is tests/truth.py's own arithmetic.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,8 +23,10 @@ Field = Callable[[Floats, Floats], Floats]
 """A field at longitudes and latitudes in the product's own numbers, before they are rounded."""
 Ints = NDArray[np.int64]
 
-# How many steps a native pixel is cut into to measure second derivatives.
-STEPS = 4
+# Second derivatives are measured at steps of a quarter of a native pixel, and of 5 m at most: an eighth of the
+# shortest waves of the ground's texture.
+STEPS, STEP_M = 4, 5.0
+METRES_PER_DEGREE = 111_320.0
 
 
 # -- what a band holds --------------------------------------------------------------------------------------------
@@ -188,28 +191,30 @@ def field_at(band: Native, rows: Floats, columns: Floats) -> Floats:
 def curvature(band: Native, rows: Floats, columns: Floats) -> Floats:
     """Largest h² (|f_xx| + |f_yy|) in the cell between the four native centres around each position.
 
-    By second differences at a quarter of the native pixel. Where the field jumps they exceed the jump itself, so a
+    By second differences at fractions of the native pixel. Where the field jumps they exceed the jump itself, so a
     bound made of them holds there too, and says nothing.
     """
+    height_m = band.lattice.height * (METRES_PER_DEGREE if band.lattice.epsg == 4326 else 1.0)
+    steps = max(STEPS, math.ceil(height_m / STEP_M))
     r, c = np.floor(rows).astype(np.int64), np.floor(columns).astype(np.int64)
     total = np.zeros(rows.shape)
     for here in _groups(c):
         r0, c0 = int(r[here].min()), int(c[here].min())
         n_rows, n_columns = int(r[here].max()) - r0 + 1, int(c[here].max()) - c0 + 1
-        fine_rows = r0 + np.arange(-1, n_rows * STEPS + 2) / STEPS
-        fine_columns = c0 + np.arange(-1, n_columns * STEPS + 2) / STEPS
+        fine_rows = r0 + np.arange(-1, n_rows * steps + 2) / steps
+        fine_columns = c0 + np.arange(-1, n_columns * steps + 2) / steps
         fine = field_at(band, *np.meshgrid(fine_rows, fine_columns, indexing="ij"))
-        down = np.abs(fine[2:, 1:-1] - 2 * fine[1:-1, 1:-1] + fine[:-2, 1:-1]) * STEPS**2
-        across = np.abs(fine[1:-1, 2:] - 2 * fine[1:-1, 1:-1] + fine[1:-1, :-2]) * STEPS**2
-        cells = _largest_in_cells(down) + _largest_in_cells(across)
+        down = np.abs(fine[2:, 1:-1] - 2 * fine[1:-1, 1:-1] + fine[:-2, 1:-1]) * steps**2
+        across = np.abs(fine[1:-1, 2:] - 2 * fine[1:-1, 1:-1] + fine[1:-1, :-2]) * steps**2
+        cells = _largest_in_cells(down, steps) + _largest_in_cells(across, steps)
         total[here] = cells[r[here] - r0, c[here] - c0]
     return total
 
 
-def _largest_in_cells(fine: Floats) -> Floats:
-    """Largest of the (STEPS + 1) x (STEPS + 1) values that each cell has inside and on its border."""
-    windows = np.lib.stride_tricks.sliding_window_view(fine, (STEPS + 1, STEPS + 1))
-    result: Floats = windows[::STEPS, ::STEPS].max(axis=(2, 3))
+def _largest_in_cells(fine: Floats, steps: int) -> Floats:
+    """Largest of the (steps + 1) x (steps + 1) values that each cell has inside and on its border."""
+    windows = np.lib.stride_tricks.sliding_window_view(fine, (steps + 1, steps + 1))
+    result: Floats = windows[::steps, ::steps].max(axis=(2, 3))
     return result
 
 

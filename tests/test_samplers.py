@@ -456,8 +456,8 @@ def test_a_projected_polygon_across_the_antimeridian_is_read_the_short_way(tmp_p
 
 
 def test_polygon_file_errors_say_file_and_fix(tmp_path: Path) -> None:
-    naked = gpd.GeoDataFrame({"k": [1]}, geometry=[shapely.box(0, 0, 1, 1)])
-    naked.to_file(tmp_path / "naked.shp")
+    FOUR.to_file(tmp_path / "naked.shp")
+    (tmp_path / "naked.prj").unlink()
     (tmp_path / "bad.geojson").write_text("not json")
     (tmp_path / "polygons.txt").write_text("x")
     for name, text in {

@@ -89,6 +89,37 @@ def test_the_server_ends_with_its_block() -> None:
     assert not [t for t in threading.enumerate() if t.name.startswith("Thread") and not t.daemon and t.is_alive()]
 
 
+def test_every_method_of_the_discovery_document_is_answered() -> None:
+    sandbox = Sandbox(sentinel_world())
+    _, document = ask(sandbox, "GET", "/$discovery/rest")
+    places = {"name": "projects/earthengine-public/assets/C/S2", "parent": "projects/earthengine-public/assets/C/S2"}
+
+    def methods(resource: dict) -> Iterator[dict]:
+        yield from resource.get("methods", {}).values()
+        for inner in resource.get("resources", {}).values():
+            yield from methods(inner)
+
+    found = list(methods(document))
+    assert len(found) == 9
+    for method in found:
+        path = "/" + method["path"]
+        for word, value in {**places, "project": "projects/p"}.items():
+            path = path.replace(f"{{+{word}}}", "projects/p" if path.endswith(("algorithms", "operations")) else value)
+        _, answer = ask(sandbox, method["httpMethod"], path)
+        assert "Not found: " not in str(answer.get("error")), path
+
+
+def test_a_failure_of_the_sandbox_itself_is_an_answer_that_nobody_retries() -> None:
+    world = sentinel_world()
+    world.dataset("C/S2").formulas = {}
+    with (
+        connected(world),
+        pytest.raises(ee.EEException, match="The offline Earth Engine failed: KeyError: 'B4'") as caught,
+    ):
+        pixels(ee.Image("C/S2/S000").select("B4"), grid(LEFT, TOP))
+    assert caught.value.__context__.resp.status == 400
+
+
 # -- refusals ---------------------------------------------------------------------------------------------------------
 
 

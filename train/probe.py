@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -265,29 +266,34 @@ def _notes(counts: dict[str, int], truth: dict[str, np.ndarray]) -> list[str]:
 def _print(result: dict[str, Any], console: Console) -> None:
     synthetic = " (synthetic data)" if result["corpus"]["synthetic"] else ""
     name = result["corpus"]["name"]
-    console.print(f"frozen features of {result['checkpoint']} on {name}{synthetic}", highlight=False)
+    text = f"frozen features of {result['checkpoint']} on {name}{synthetic}"
+    console.print(escape(text), highlight=False, soft_wrap=True)
     for report in result["labels"]:
-        console.print(_table(report))
+        console.print(f"\n[bold]{escape(_heading(report))}[/]", highlight=False, soft_wrap=True)
+        if report["scores"]:
+            console.print(_table(report))
         for note in report["notes"]:
-            console.print(f"note: {note}", highlight=False)
+            console.print(f"note: {escape(note)}", highlight=False, soft_wrap=True)
     source = result["input"]
-    console.print(f"input {source['name']}, {source['side']} px; {result['normalisation']}", highlight=False)
+    text = f"\ninput {source['name']}, {source['side']} px; {result['normalisation']}"
+    console.print(escape(text), highlight=False, soft_wrap=True)
+
+
+def _heading(report: dict[str, Any]) -> str:
+    counts = ", ".join(f"{split} {n}" for split, n in report["counts"].items())
+    majority = "" if report["majority"] is None else f"; most frequent class {report['majority']:.1%}"
+    return f"{report['label']} ({report['about']}): {report['classes']} classes; {counts}{majority}"
 
 
 def _table(report: dict[str, Any]) -> Table:
-    counts = ", ".join(f"{split} {n}" for split, n in report["counts"].items())
-    majority = "" if report["majority"] is None else f"; most frequent class {report['majority']:.1%}"
-    table = Table(
-        title=f"{report['label']} ({report['about']}): {report['classes']} classes, samples {counts}{majority}",
-        caption="accuracy on test in %, 95 % bootstrap interval",
-    )
-    table.add_column("features")
-    methods = list(dict.fromkeys(score["method"] for score in report["scores"]))
-    for method in methods:
-        table.add_column(method, justify="right")
-    for name in dict.fromkeys(score["features"] for score in report["scores"]):
-        own = {s["method"]: s for s in report["scores"] if s["features"] == name}
-        table.add_row(name, *(_cell(own[method]) for method in methods))
+    table = Table(caption="accuracy on test in % (95 % bootstrap interval)")
+    table.add_column("")
+    kinds = list(dict.fromkeys(score["features"] for score in report["scores"]))
+    for kind in kinds:
+        table.add_column(kind, justify="right")
+    for method in dict.fromkeys(score["method"] for score in report["scores"]):
+        own = {s["features"]: s for s in report["scores"] if s["method"] == method}
+        table.add_row(method, *(_cell(own[kind]) for kind in kinds))
     return table
 
 

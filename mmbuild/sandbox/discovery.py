@@ -8,18 +8,11 @@ from typing import Any
 
 # resource: method -> verb, path below v1/, the parameter in the path, query parameters
 _METHODS: dict[str, dict[str, tuple[str, str, str, tuple[str, ...]]]] = {
-    "projects": {
-        "listAssets": ("GET", "{+parent}:listAssets", "parent", ("pageSize", "pageToken", "filter", "view")),
-        "getConfig": ("GET", "{+name}", "name", ()),
-    },
     "projects.algorithms": {"list": ("GET", "{+parent}/algorithms", "parent", ())},
     "projects.assets": {
         "get": ("GET", "{+name}", "name", ()),
         "getPixels": ("POST", "{+name}:getPixels", "name", ()),
         "listAssets": ("GET", "{+parent}:listAssets", "parent", ("pageSize", "pageToken", "filter", "view")),
-        "listFeatures": (
-            "GET", "{+asset}:listFeatures", "asset", ("pageSize", "pageToken", "region", "filter", "orderBy"),
-        ),
     },
     "projects.image": {"computePixels": ("POST", "{+project}/image:computePixels", "project", ())},
     "projects.imageCollection": {
@@ -27,10 +20,6 @@ _METHODS: dict[str, dict[str, tuple[str, str, str, tuple[str, ...]]]] = {
     },
     "projects.table": {"computeFeatures": ("POST", "{+project}/table:computeFeatures", "project", ())},
     "projects.value": {"compute": ("POST", "{+project}/value:compute", "project", ())},
-    "projects.thumbnails": {
-        "create": ("POST", "{+parent}/thumbnails", "parent", ()),
-        "getPixels": ("GET", "{+name}:getPixels", "name", ()),
-    },
     "projects.operations": {"list": ("GET", "{+name}/operations", "name", ("filter", "pageSize", "pageToken"))},
 }  # fmt: skip
 _GLOBAL = ("alt", "fields", "key", "prettyPrint", "quotaUser", "callback", "access_token", "$.xgafv", "oauth_token")

@@ -124,7 +124,7 @@ class Noise:
             terms = iter(sine(self._all_turns(p, octave, before, phases[octave, :, None])))
         else:
             terms = (sine(self._turns(p, octave, wave, before, phases[octave, wave])) for wave in range(waves))
-        total = next(terms)
+        total: Floats = next(terms)
         for term in terms:
             total += term
         total *= math.sqrt(2.0 / waves)
@@ -133,7 +133,7 @@ class Noise:
     def _all_turns(self, p: Points, octave: int, before: Floats | None, phases: Floats) -> Floats:
         """Every wave at once, (wave, point): the same operations on the same numbers, for few points."""
         kx, ky, kz = self.vectors[octave].T[:, :, None]
-        turns = p.x * kx
+        turns: Floats = p.x * kx
         turns += p.y * ky
         turns += p.z * kz
         turns += phases

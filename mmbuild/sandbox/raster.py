@@ -246,14 +246,18 @@ class Stored:
         n = 2**level
         width = None if self.band.width is None else -(-self.band.width // n)
         height = None if self.band.height is None else -(-self.band.height // n)
-        if self._circles_the_globe() and width is not None and self.band.width == width * n:
-            cols = np.where(cols > NOWHERE, cols % width, cols)
+        turn = self._turn(n)
+        if turn is not None:
+            cols = np.where(cols > NOWHERE, cols % turn, cols)
         rows, cols = _within(rows, height), _within(cols, width)
         return gather(lambda *window: self._level_window(n, *window), rows, cols)[0]
 
-    def _circles_the_globe(self) -> bool:
-        turn = (self.band.width or 0) * abs(self.band.transform[0])
-        return is_geographic(self.band.crs) and abs(turn - 360.0) < 1e-6
+    def _turn(self, n: int) -> int | None:
+        """Pixels of level n once around the globe (180.001 E is 179.999 W); None where they are no whole number."""
+        if not is_geographic(self.band.crs):
+            return None
+        turn = 360.0 / (abs(self.band.transform[0]) * n)
+        return round(turn) if abs(turn - round(turn)) < 1e-6 else None
 
     def _level_window(self, n: int, row0: int, col0: int, height: int, width: int) -> Pair:
         if n == 1:

@@ -62,7 +62,7 @@ class Sandbox:
         except EarthEngineError as error:
             return _refusal(error)
         except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, OSError) as error:
-            # A value no algorithm expected, or a file that went away: refused like any other request, and never retried.
+            # A value no algorithm expected, or a file that went away: refused like any other, and never retried.
             return _refusal(EarthEngineError(f"The offline Earth Engine failed: {type(error).__name__}: {error}"))
 
     def _answer(self, method: str, path: str, query: str, headers: Headers, body: bytes) -> Answer:
@@ -147,7 +147,6 @@ _ROUTES: tuple[tuple[str, str, re.Pattern[str], Callable[[Sandbox, Request], Ans
      Sandbox.compute_images),
     ("assets:getPixels", "POST", re.compile(_ASSET + ":getPixels"), Sandbox.get_pixels),
     ("assets:listAssets", "GET", re.compile(_ASSET + ":listAssets"), Sandbox.list_assets),
-    ("assets:listAssets", "GET", re.compile(_PROJECT + ":listAssets"), Sandbox.list_assets),
     ("assets:get", "GET", re.compile(_ASSET), Sandbox.get_asset),
     ("operations:list", "GET", re.compile(_PROJECT + "/operations"), Sandbox.list_operations),
 )  # fmt: skip
