@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# OpenMP threads that spin while they wait take the cores from the threads that decode (train/__init__.py sets it too).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 REPO = Path(__file__).parent.parent
 SHARED = REPO.parent / "shared"

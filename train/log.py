@@ -179,10 +179,12 @@ def loss_change(rows: list[dict[str, float]], column: str) -> tuple[float, float
 
 def draw_curve(rows: list[dict[str, float]], path: Path, *, title: str) -> None:
     """The total and every task's loss over steps, as a PNG."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
+    right.set_prop_cycle(color=colormaps["tab20"].colors)
     steps = [row["step"] for row in rows]
     left.plot(steps, [row["loss"] for row in rows], color="black")
     left.set(title=title, xlabel="step", ylabel="weighted loss")

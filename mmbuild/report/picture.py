@@ -333,6 +333,10 @@ def _text_block(corpus: Corpus, row: Row) -> list[tuple[str, str]]:
         return [(modality.name, ""), (row["status"].replace("_", " "), words.cut(row["reason"] or "", 40))]
     values = corpus.read_chip(modality.name, row["slot"], row["time"])
     said = [(band.name, words.value(modality, i, values[i])) for i, band in enumerate(modality.bands)]
+    # A label's own name goes before the name its code has elsewhere: a synthetic table borrows the codes of a real one.
+    own = json.loads(row["tags"] or "{}").get(f"{modality.name}_name")
+    if own is not None and modality.is_derived:
+        said = [(name, own) for name, _ in said]
     return [(modality.name, ""), *((name, words.cut(text, _LINE_CHARACTERS - len(name))) for name, text in said)]
 
 

@@ -19,6 +19,8 @@ from mmbuild.sandbox.earth_ground import ground
 from mmbuild.sandbox.earth_noise import hash_floats, points
 
 STEP_DEG = 1.0
+# Far above the ids of the real table (1 to 847), so that no synthetic region is ever read as a real one.
+FIRST_ID = 10_000
 # An ecoregion is at most about this wide.
 REACH_KM = 1800.0
 BIOMES = (
@@ -134,7 +136,7 @@ def _properties(number: int, name: str, biome: int, realm: str, shape: Any) -> M
         "BIOME_NUM": float(biome),
         "COLOR": "#" + _COLORS[biome - 1],
         "COLOR_BIO": "#" + _COLORS[biome - 1],
-        "ECO_ID": float(number),
+        "ECO_ID": float(FIRST_ID + number),
         "ECO_NAME": name,
         "LICENSE": "CC0-1.0",
         "OBJECTID": float(number),

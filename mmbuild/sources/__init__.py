@@ -6,9 +6,11 @@ earthengine source over the offline Earth Engine that mmbuild carries.
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -19,6 +21,9 @@ from mmbuild.modality import Modality
 
 if TYPE_CHECKING:
     import geopandas as gpd
+
+# The earthengine source over the offline Earth Engine.
+SANDBOX = "sandbox"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +87,19 @@ class SourceSpec:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
+def kinds() -> list[str]:
+    """Names of the sources that can be opened: the files and folders here that have ``open``."""
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name for name in names if hasattr(import_module(f"{__name__}.{name}"), "open"))
+
+
 def open_source(spec: SourceSpec, modalities: Mapping[str, Modality], gsd: Mapping[str, float]) -> Source:
     """Open a source for the given modalities; ``gsd`` is the pixel size at which each is stored, in metres.
 
     Raises UserError for a source that does not exist.
     """
-    if spec.name in ("earthengine", "sandbox"):
-        from mmbuild.sources.earthengine import EarthEngine
-
-        return EarthEngine(spec, modalities, gsd)
-    raise UserError(f"there is no source {spec.name!r}", "source", "use earthengine or sandbox")
+    name = "earthengine" if spec.name == SANDBOX else spec.name
+    if name not in kinds():
+        raise UserError(f"there is no source {spec.name!r}", "source", f"use {', '.join([*kinds(), SANDBOX])}")
+    source: Source = import_module(f"{__name__}.{name}").open(spec, modalities, gsd)
+    return source

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -91,8 +92,10 @@ def test_any_number_of_workers(straight: dict[str, str], tmp_path: Path, workers
 def scheduler() -> Iterator[str]:
     """A `dask scheduler` with two workers, started by hand."""
     dask = str(Path(sys.executable).with_name("dask"))
-    address = "tcp://127.0.0.1:18786"
-    options = ["--host", "127.0.0.1", "--port", "18786", "--dashboard-address", "127.0.0.1:0"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    address = f"tcp://127.0.0.1:{port}"
+    options = ["--host", "127.0.0.1", "--port", port, "--dashboard-address", "127.0.0.1:0"]
     running = [subprocess.Popen([dask, "scheduler", *options])]
     running += [
         subprocess.Popen([dask, "worker", address, "--nthreads", "1", "--no-dashboard", "--host", "127.0.0.1"])

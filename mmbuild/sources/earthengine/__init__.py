@@ -35,6 +35,11 @@ SAMPLES_PER_SEARCH = 32
 _AFFINE_KEYS = ("scaleX", "shearX", "translateX", "shearY", "scaleY", "translateY")
 
 
+def open(spec: SourceSpec, modalities: Mapping[str, Modality], gsd: Mapping[str, float]) -> EarthEngine:
+    """Connect this process to Earth Engine, live or offline; UserError without credentials for the live service."""
+    return EarthEngine(spec, modalities, gsd)
+
+
 class EarthEngine:
     """The Source over Earth Engine; ``gsd`` says at which pixel size each modality is stored."""
 

@@ -40,6 +40,7 @@ def connect(spec: SourceSpec) -> None:
         if _connected == spec:
             return
         ee.Reset()
+        _connected = _transport = None  # until the new endpoint answers, this process talks to none
         # The client would otherwise fetch a list of deprecated assets with no time limit.
         ee.deprecation.deprecated_assets = {"-": None}  # type: ignore[dict-item]
         if spec.name == "sandbox":
