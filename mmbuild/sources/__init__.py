@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
@@ -84,7 +84,6 @@ class SourceSpec:
     project: str | None = None
     archive: str | None = None
     archive_root: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 def kinds() -> list[str]:

@@ -17,7 +17,7 @@ import google.auth.exceptions
 import requests
 
 from mmbuild.errors import QuotaStop, SourceError, UserError
-from mmbuild.sources import SourceSpec
+from mmbuild.sources import SANDBOX, SourceSpec
 
 Answer = TypeVar("Answer")
 
@@ -36,6 +36,12 @@ def connect(spec: SourceSpec) -> None:
     Raises UserError without credentials for the live service.
     """
     global _connected, _transport
+    if spec.name == SANDBOX and spec.url:
+        raise UserError(
+            "the sandbox runs inside this process and has no url",
+            "source.url",
+            "use source.name=earthengine for a server",
+        )
     with _lock:
         if _connected == spec:
             return
@@ -43,7 +49,7 @@ def connect(spec: SourceSpec) -> None:
         _connected = _transport = None  # until the new endpoint answers, this process talks to none
         # The client would otherwise fetch a list of deprecated assets with no time limit.
         ee.deprecation.deprecated_assets = {"-": None}  # type: ignore[dict-item]
-        if spec.name == "sandbox":
+        if spec.name == SANDBOX:
             _transport = _offline_transport(spec)
             ee.Initialize(
                 credentials=None,
@@ -60,14 +66,9 @@ def connect(spec: SourceSpec) -> None:
         _connected = spec
 
 
-def sandbox_of_this_process() -> Any:
-    """The offline Earth Engine this process talks to, with its request counters; None when it talks elsewhere."""
-    return getattr(_transport, "sandbox", None)
-
-
 def identity(spec: SourceSpec) -> dict[str, Any]:
     """Where pixels come from, for the lock file and for `mmbuild:synthetic`."""
-    if spec.name == "sandbox":
+    if spec.name == SANDBOX:
         world = _transport.sandbox.world
         found = {
             "name": "earthengine",
