@@ -55,7 +55,7 @@ SSL4EO = {
     ),
 }
 SAO_TOME = {
-    "copernicus_dem": "Copernicus_DSM_COG_10_N00_00_E006_00_DEM.tif",
+    "copernicus_dem_glo30": "Copernicus_DSM_COG_10_N00_00_E006_00_DEM.tif",
     "esa_worldcover": "ESA_WorldCover_10m_2020_v100_N00E006_Map.tif",
 }
 TERRAMESH_FILES: dict[str, tuple[str, tuple[str, ...]]] = {

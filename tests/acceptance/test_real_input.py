@@ -32,7 +32,7 @@ from tests.real_places import (
 
 NODATA = {
     "sentinel2_l2a": 65535, "sentinel2_l1c": 65535, "sentinel1_asc": -9999, "sentinel1_desc": -9999,
-    "copernicus_dem": -9999, "esa_worldcover": 255, "terramesh_s1rtc": -9999, "terramesh_dem": -32768,
+    "copernicus_dem_glo30": -9999, "esa_worldcover": 255, "terramesh_s1rtc": -9999, "terramesh_dem": -32768,
     "terramesh_lulc": 0,
 }  # fmt: skip
 CHIP_PIXELS = 128 * 128

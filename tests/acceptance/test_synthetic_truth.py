@@ -40,7 +40,7 @@ def corpus(mmbuild: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
     return TruthCorpus(out=folder / "out", earth=earth)
 
 
-def stored_or_skip_nothing(corpus: TruthCorpus, place: str, name: str) -> bool:
+def is_stored(corpus: TruthCorpus, place: str, name: str) -> bool:
     """Whether the place has the modality; where it has not, the record says why."""
     row = corpus.rows[place, name]
     assert row["status"] == "stored" or row["reason"]
@@ -50,7 +50,7 @@ def stored_or_skip_nothing(corpus: TruthCorpus, place: str, name: str) -> bool:
 @pytest.mark.parametrize("name", ONE_IMAGE)
 @pytest.mark.parametrize("place", PLACES)
 def test_a_stored_chip_is_its_native_pixels_resampled_exactly(corpus: TruthCorpus, place: str, name: str) -> None:
-    if stored_or_skip_nothing(corpus, place, name):
+    if is_stored(corpus, place, name):
         check_exact(corpus, (place, name))
 
 
@@ -59,13 +59,13 @@ def test_a_stored_chip_is_its_native_pixels_resampled_exactly(corpus: TruthCorpu
 def test_a_bilinear_chip_is_as_near_to_its_field_as_curvature_allows(
     corpus: TruthCorpus, place: str, name: str
 ) -> None:
-    if stored_or_skip_nothing(corpus, place, name):
+    if is_stored(corpus, place, name):
         check_close(corpus, (place, name))
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_no_band_lies_a_tenth_of_a_pixel_off_its_field(corpus: TruthCorpus, place: str) -> None:
-    names = [n for n in ONE_IMAGE if n != "esa_worldcover" and stored_or_skip_nothing(corpus, place, n)]
+    names = [n for n in ONE_IMAGE if n != "esa_worldcover" and is_stored(corpus, place, n)]
     assert sum(check_in_place(corpus, (place, name)) for name in names) >= 20
 
 
@@ -76,7 +76,7 @@ def test_a_composite_holds_the_class_seen_most_often_in_the_year(corpus: TruthCo
 
 @pytest.mark.parametrize("place", PLACES)
 def test_climate_is_that_of_the_months_before_the_scene(corpus: TruthCorpus, place: str) -> None:
-    if stored_or_skip_nothing(corpus, place, "era5"):
+    if is_stored(corpus, place, "era5"):
         check_climate(corpus, (place, "era5"))
 
 
