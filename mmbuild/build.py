@@ -107,10 +107,15 @@ def build_corpus(
         store.sweep()
         report = BuildReport()
         try:
-            slots = _prepare(store, asked, spec, samples or asked.samples, step)
+            slots = _prepare(store, asked, spec, samples, step)
             tasks = list(_unfinished(store, asked, spec, slots))
             report.shards_total = len(tasks)
             for result in _run(tasks, workers, scheduler, step if on_step else None):
+                if not store.exists(record_key(result.shard)):
+                    raise UserError(
+                        f"the workers wrote shard {result.shard} where this process cannot see it", store.url,
+                        "use a folder that all workers share, or an object-store URL",
+                    )  # fmt: skip
                 report.add(result)
                 report.seconds = time.monotonic() - began
                 if progress is not None:
@@ -126,32 +131,49 @@ def build_corpus(
 
 
 def _prepare(store: Store, recipe: Recipe, spec: SourceSpec, samples: int | None, step: OnStep) -> int:
-    """Write the lock, the locations and the cube's metadata, or check and extend what is there; the number of slots."""
+    """Write the lock, the locations and the cube's metadata, or check and extend what is there; the number of slots.
+
+    The lock goes first: a folder with a lock is ours, and everything after it can be written again.
+    """
+    _check_sources(recipe, spec)
     source = open_source(spec, recipe.known_modalities, {})
     old = json.loads(store.get("recipe.lock.json")) if store.exists("recipe.lock.json") else None
-    lock = _lock(recipe, source.identity(), samples)
-    if old is not None:
-        _check_same(store, old, lock)
-    elif any(key.startswith(("cube.zarr/", "shards/")) for key in store.list()):
+    if old is None and any(key.startswith(("cube.zarr/", "shards/")) for key in store.list()):
         raise UserError("there are files of something else here", store.url, "build into an empty folder")
+    lock = _lock(recipe, source.identity())
+    if old is not None:
+        _check_same(store, old, lock, samples)
+        # Asked for by name it may not shrink; the recipe's own number only says how far to go at least.
+        samples = samples or max(old["samples"], recipe.samples or 0)
     step("checked")
-    lock["samples"] = _write_locations(store, recipe, samples, source.regions)
-    step("located")
-    if old is None:
-        write_tree(store, layouts(recipe), lock["samples"], None, {"name": recipe.name})
-    put_if_changed(
-        store, "recipe.yaml", yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True).encode()
-    )
-    # The lock goes last: a folder with a lock has everything that a shard needs.
+    places = _locations(store, recipe, samples or recipe.samples, source.regions)
+    lock["samples"] = int(places["slot"].max()) + 1
     put_if_changed(store, "recipe.lock.json", json.dumps(lock, indent=1, ensure_ascii=False).encode())
     step("locked")
+    put_if_changed(store, "locations.parquet", _geoparquet(places))
+    step("located")
+    resolved = yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True)
+    put_if_changed(store, "recipe.yaml", resolved.encode())
+    if not store.exists("collection.json"):
+        write_tree(store, layouts(recipe), lock["samples"], None, {"name": recipe.name})
+    step("cube laid out")
     return int(lock["samples"])
 
 
-def _lock(recipe: Recipe, source: dict[str, Any], samples: int | None) -> dict[str, Any]:
+def _check_sources(recipe: Recipe, spec: SourceSpec) -> None:
+    """One build asks one source so far; another one for a single modality is refused, never ignored."""
+    for name, use in recipe.modalities.items():
+        if use.source is not None and use.source not in (spec.name, recipe.source.name):
+            raise UserError(
+                f"{use.source} and {spec.name} cannot be mixed in one build yet", f"modalities.{name}.source",
+                f"remove it or set source: {use.source} for the whole recipe",
+            )  # fmt: skip
+
+
+def _lock(recipe: Recipe, source: dict[str, Any]) -> dict[str, Any]:
     return {
         "digest": recipe.digest,
-        "samples": samples,
+        "samples": 0,
         "source": source,
         "recipe": recipe.resolved(),
         "modalities": {name: m.model_dump(mode="json") for name, m in _used(recipe).items()},
@@ -174,11 +196,11 @@ def spec_of(recipe: Recipe) -> SourceSpec:
         url=source.url,
         project=source.project,
         archive=archive,
-        archive_root=source.archive_root,
+        archive_root=None if source.archive_root is None else str(recipe.file(source.archive_root)),
     )
 
 
-def _check_same(store: Store, old: dict[str, Any], new: dict[str, Any]) -> None:
+def _check_same(store: Store, old: dict[str, Any], new: dict[str, Any], samples: int | None) -> None:
     """Only a larger number of samples may differ; the packages of the first build stay on record."""
     if old["digest"] != new["digest"]:
         keys = [key for key in new["recipe"] if key != "samples" and old["recipe"].get(key) != new["recipe"][key]]
@@ -191,11 +213,9 @@ def _check_same(store: Store, old: dict[str, Any], new: dict[str, Any]) -> None:
             f"this corpus came from another source ({_brief(old['source'])}, now {_brief(new['source'])})", store.url,
             "use the same --source, --archive and sandbox version, or build into another folder",
         )  # fmt: skip
-    if new["samples"] is None:
-        new["samples"] = old["samples"]
-    if old["samples"] > new["samples"]:
+    if samples is not None and old["samples"] > samples:
         raise UserError(
-            f"this corpus has {old['samples']} samples already, {new['samples']} are asked", store.url,
+            f"this corpus has {old['samples']} samples already, {samples} are asked", store.url,
             "a corpus only grows; leave --samples out or build into another folder",
         )  # fmt: skip
     new["versions"] = old["versions"]
@@ -205,21 +225,19 @@ def _brief(source: dict[str, Any]) -> str:
     return " ".join(str(value)[:12] for key, value in source.items() if key not in ("name", "synthetic"))
 
 
-def _write_locations(store: Store, recipe: Recipe, samples: int | None, regions: Callable[[str], Any]) -> int:
-    """Write locations.parquet, keeping the rows that are there (a slot never moves), and return the number of slots."""
+def _locations(store: Store, recipe: Recipe, samples: int | None, regions: Callable[[str], Any]) -> Any:
+    """The locations of the first ``samples`` slots (None: every place); rows that are there stay as they are."""
     import geopandas as gpd
     import pandas as pd
 
     known = _read_locations(store) if store.exists("locations.parquet") else None
     first = 0 if known is None else int(known["slot"].max()) + 1
-    if samples is not None and first >= samples:
-        return first
+    if known is not None and samples is not None and first >= samples:
+        return known
     more = locate(recipe, start=first, stop=samples, regions=regions)
-    if more.empty:
-        return first
-    table = more if known is None else gpd.GeoDataFrame(pd.concat([known, more], ignore_index=True), crs=more.crs)
-    store.put("locations.parquet", _geoparquet(table))
-    return int(table["slot"].max()) + 1
+    if known is None:
+        return more
+    return known if more.empty else gpd.GeoDataFrame(pd.concat([known, more], ignore_index=True), crs=more.crs)
 
 
 def _read_locations(store: Store) -> Any:
@@ -251,7 +269,9 @@ def _unfinished(store: Store, recipe: Recipe, spec: SourceSpec, samples: int) ->
         if shard in done and _is_complete(store, shard, slots):
             continue
         rows = places[places["slot"].between(slots.start, slots.stop - 1)].to_dict("records")
-        yield ShardTask(shard=shard, out=store.url, recipe=recipe, source=spec, rows=rows)
+        # Workers may run in another folder.
+        out = os.path.abspath(store.url) if store.is_local else store.url
+        yield ShardTask(shard=shard, out=out, recipe=recipe, source=spec, rows=rows)
 
 
 def _is_complete(store: Store, shard: int, slots: range) -> bool:

@@ -21,6 +21,7 @@ from mmbuild.times import month_start, window_around, year_window
 # How many candidates are screened for clear pixels in each round before a place is given up: a few first
 # (most acceptable granules pass), then one bigger round, so that a shard needs two metadata requests at most.
 SCREEN_ROUNDS = (2, 6)
+ONE_PASS_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,13 +269,12 @@ def _nearest(name: str, own: Sequence[Scene], when: datetime | None, sample: Sam
         return Choice(modality=name, status="no_data", reason="the sample has no anchor date")
     dated = [scene for scene in own if scene.time is not None]
     if not dated:
-        return Choice(modality=name, status="no_data", reason=f"no {name} scene covers the sample")
-
-    def rank(scene: Scene) -> tuple[Any, ...]:
-        # Acquisitions within a minute are one pass cut into scenes: prefer the one on the sample's CRS.
-        return (round(_distance(scene, when) / 60), scene.epsg != sample.epsg, scene.scene_id)
-
-    best = min(dated, key=rank)
+        reach = "in the anchor's window; max_days looks further" if limit is None else f"within {limit:g} days"
+        return Choice(modality=name, status="no_data", reason=f"no {name} scene covers the sample {reach}")
+    # Acquisitions within a minute of the nearest are one pass cut into scenes: prefer the one on the sample's CRS.
+    nearest = min(_distance(scene, when) for scene in dated)
+    one_pass = [scene for scene in dated if _distance(scene, when) <= nearest + ONE_PASS_S]
+    best = min(one_pass, key=lambda scene: (scene.epsg != sample.epsg, _distance(scene, when), scene.scene_id))
     assert best.time is not None
     delta = _days(best.time, when)
     if limit is not None and abs(delta) > limit:

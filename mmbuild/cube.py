@@ -89,9 +89,7 @@ class ArrayLayout:
         """The chip of an inner chunk; IntegrityError when its checksum is wrong."""
         packed, crc = chunk[:-_CRC_BYTES], struct.unpack("<I", chunk[-_CRC_BYTES:])[0]
         if google_crc32c.value(packed) != crc:
-            raise IntegrityError(
-                f"{self.name}: the checksum of a stored chip is wrong; run the build again to replace it"
-            )
+            raise IntegrityError(f"{self.name}: the checksum of a stored chip is wrong")
         dtype = self.modality.np_dtype.newbyteorder("<")
         return np.frombuffer(blosc.decompress(packed), dtype=dtype).reshape(self.chip)
 
@@ -158,7 +156,11 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 
 def read_record(store: Store, shard: int) -> pa.Table:
-    return pq.read_table(pa.BufferReader(store.get(record_key(shard))))
+    return read_parquet(store, record_key(shard))
+
+
+def read_parquet(store: Store, key: str) -> pa.Table:
+    return pq.read_table(pa.BufferReader(store.get(key)))
 
 
 def committed_shards(store: Store) -> list[int]:
@@ -410,5 +412,9 @@ class Corpus:
         offset, length = self._places.get((modality, slot, time), (-1, -1))
         if offset < 0:
             return np.full(layout.chip, layout.modality.fill)
-        key = layout.key(slot // self.samples_per_shard)
-        return layout.decode(self.store.get_range(key, offset, length))
+        shard = slot // self.samples_per_shard
+        try:
+            return layout.decode(self.store.get_range(layout.key(shard), offset, length))
+        except IntegrityError as error:
+            remedy = f"delete {record_key(shard)} and run the build again to replace the shard"
+            raise IntegrityError(f"{self.store.url}: slot {slot}: {error}; {remedy}") from error

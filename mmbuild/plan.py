@@ -86,6 +86,10 @@ def locate(
         raise UserError(
             f"the sampler has {found} places, {stop} samples are asked", "samples", f"ask for at most {found}"
         )
+    if places.empty:
+        if start == 0:
+            raise UserError("the sampler gives no place", "sampler", "check its file")
+        return places
     return _with_grids(recipe, places)
 
 

@@ -19,13 +19,13 @@ from mmbuild.choose import Choice, Sample, Scene
 from mmbuild.cube import (
     ArrayLayout,
     chip_digest,
-    committed_shards,
     layouts,
     pack_shard,
-    read_record,
+    read_parquet,
+    record_key,
     write_record,
 )
-from mmbuild.errors import SourceError
+from mmbuild.errors import IntegrityError, SourceError
 from mmbuild.plan import samples_of
 from mmbuild.recipe import Recipe
 from mmbuild.sources import Ask, Source, SourceSpec, Usage, derived, open_source
@@ -82,30 +82,63 @@ def build_shard(task: ShardTask, step: OnStep = lambda name: None) -> ShardResul
     wanted = [row for row in task.rows if row["slot"] not in kept_rows]
     outcomes = _gather(recipe, source, list(samples_of(wanted)), step)
     first = task.shard * recipe.store.samples_per_shard
+    _withdraw(store, task.shard)
+    step(f"shard {task.shard}: withdrawn")
     rows, statuses = _write(store, task, arrays, first, kept_rows, kept_chunks, outcomes, step)
     step(f"shard {task.shard}: before the record")
     write_record(store, task.shard, rows)
+    store.delete(_withdrawn_key(task.shard))
     step(f"shard {task.shard}: committed")
     return ShardResult(shard=task.shard, statuses=statuses, usage=source.usage)
+
+
+def _withdrawn_key(shard: int) -> str:
+    return f"runs/withdrawn/{shard:06d}.parquet"
+
+
+def _withdraw(store: Store, shard: int) -> None:
+    """Take back the record of a shard that is about to be rewritten: its offsets would point into other objects.
+
+    A copy stays in ``runs``, so that a build killed from here on still finds the good chips.
+    """
+    if store.exists(record_key(shard)):
+        store.put(_withdrawn_key(shard), store.get(record_key(shard)))
+        store.delete(record_key(shard))
 
 
 def _keep(
     store: Store, shard: int, arrays: Mapping[str, ArrayLayout]
 ) -> tuple[dict[int, list[dict[str, Any]]], dict[tuple[str, int, int], bytes]]:
-    """Rows and encoded chunks of an earlier record whose samples did not fail."""
+    """Rows and encoded chunks of the samples that an earlier record holds and that did not fail.
+
+    A sample of which any chip is not, to the bit, what the record says is left out, and so asked for again.
+    """
+    key = next((key for key in (record_key(shard), _withdrawn_key(shard)) if store.exists(key)), None)
+    samples: dict[int, list[dict[str, Any]]] = {}
+    for row in [] if key is None else read_parquet(store, key).to_pylist():
+        samples.setdefault(row["slot"], []).append(row)
     rows: dict[int, list[dict[str, Any]]] = {}
     chunks: dict[tuple[str, int, int], bytes] = {}
-    if shard not in committed_shards(store):
-        return rows, chunks
-    for row in read_record(store, shard).to_pylist():
-        rows.setdefault(row["slot"], []).append(row)
-    rows = {slot: own for slot, own in rows.items() if all(row["status"] != "failed" for row in own)}
-    for own in rows.values():
-        for row in own:
-            if row["offset"] >= 0:
-                place = (row["modality"], row["slot"], row["time"])
-                chunks[place] = store.get_range(arrays[row["modality"]].key(shard), row["offset"], row["length"])
+    for slot, own in samples.items():
+        if all(row["status"] != "failed" for row in own):
+            found = {(row["modality"], slot, row["time"]): _intact(store, shard, row, arrays) for row in own}
+            if all(found[row["modality"], slot, row["time"]] is not None for row in own if row["offset"] >= 0):
+                rows[slot] = own
+                chunks |= {place: chunk for place, chunk in found.items() if chunk is not None}
     return rows, chunks
+
+
+def _intact(store: Store, shard: int, row: Mapping[str, Any], arrays: Mapping[str, ArrayLayout]) -> bytes | None:
+    """The encoded chunk of a stored chip, or None when it is not the chip that the row recorded."""
+    if row["offset"] < 0:
+        return None
+    layout = arrays[row["modality"]]
+    try:
+        chunk = store.get_range(layout.key(shard), row["offset"], row["length"])
+        whole = len(chunk) == row["length"]
+        return chunk if whole and chip_digest(layout.decode(chunk)) == row["sha256"] else None
+    except (IntegrityError, FileNotFoundError):
+        return None
 
 
 # -- which place, which scenes, which pixels ----------------------------------------------------------------------

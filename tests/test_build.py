@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from mmbuild.build import build_corpus
 from mmbuild.cube import Corpus, open_corpus, read_record, write_record
-from mmbuild.errors import SourceError, UserError
+from mmbuild.errors import IntegrityError, SourceError, UserError
 from mmbuild.sources.earthengine import EarthEngine
 from mmbuild.status import summary
 from tests.corpora import TINY, build_small, small_recipe, snapshot
@@ -75,7 +76,7 @@ def test_a_larger_corpus_keeps_the_bytes_of_the_smaller(straight: Corpus, tmp_pa
 
 def test_a_corpus_never_shrinks(straight: Corpus) -> None:
     with pytest.raises(UserError, match="has 16 samples already, 8 are asked"):
-        build_small(straight.store.url, "samples=8")
+        build_corpus(small_recipe(), straight.store.url, samples=8)
 
 
 def test_another_recipe_is_refused_and_the_changed_key_named(straight: Corpus) -> None:
@@ -109,6 +110,98 @@ def test_interrupted_at_any_step_and_run_again_gives_the_same_bytes(straight: Co
         assert snapshot(out) == snapshot(straight.store), steps[stop]
 
 
+def fail_slot(monkeypatch: pytest.MonkeyPatch, slot: int) -> None:
+    """Reading this slot fails as during an outage, until the patch is undone."""
+    read = EarthEngine.read
+
+    def failing(self: EarthEngine, sample, choices):  # type: ignore[no-untyped-def]
+        if sample.slot == slot:
+            raise SourceError("Earth Engine answered 503: unavailable", transient=True)
+        return read(self, sample, choices)
+
+    monkeypatch.setattr(EarthEngine, "read", failing)
+
+
+def test_a_retry_interrupted_at_any_step_of_its_shard_and_run_again_gives_the_same_bytes(
+    straight: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dangerous moment: new arrays beside an old record, whose offsets point into other bytes."""
+    steps: list[str] = []
+    failed = tmp_path / "failed"
+    fail_slot(monkeypatch, 1)
+    build_small(failed)
+    monkeypatch.undo()
+    build_small(shutil.copytree(failed, tmp_path / "counted"), on_step=steps.append)
+    inside = [index for index, name in enumerate(steps) if name.startswith("shard 0")]
+    for stop in inside:
+        out = shutil.copytree(failed, tmp_path / f"stopped-{stop}")
+        left = [stop]
+
+        def interrupt(name: str, left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Interrupted(name)
+
+        with pytest.raises(Interrupted):
+            build_small(out, on_step=interrupt)
+        build_small(out)
+        assert snapshot(out) == snapshot(straight.store), steps[stop]
+
+
+def test_a_build_killed_among_its_first_files_goes_on(straight: Corpus, tmp_path: Path) -> None:
+    for step in ("checked", "locked", "located"):
+        out = tmp_path / step
+
+        def interrupt(name: str, step: str = step) -> None:
+            if name == step:
+                raise Interrupted(name)
+
+        with pytest.raises(Interrupted):
+            build_small(out, on_step=interrupt)
+        build_small(out)
+        assert snapshot(out) == snapshot(straight.store)
+
+
+def test_a_damaged_shard_is_named_with_its_remedy_and_the_remedy_works(straight: Corpus, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(straight.store.url, tmp_path / "corpus"))
+    shard = out / "cube.zarr/esa_worldcover/data/c/0/0/0/0/0"
+    data = bytearray(shard.read_bytes())
+    data[10] ^= 255
+    shard.write_bytes(bytes(data))
+    with pytest.raises(IntegrityError, match=r"slot 0: .* delete shards/000000.parquet and run the build again"):
+        open_corpus(out).read_chip("esa_worldcover", 0)
+    (out / "shards/000000.parquet").unlink()
+    build_small(out)
+    assert snapshot(out) == snapshot(straight.store)
+
+
+def test_a_list_of_places_without_a_number_of_samples_is_built_whole_and_run_again(tmp_path: Path) -> None:
+    places = tmp_path / "places.csv"
+    places.write_text("lon,lat,kind\n10.5,48.1,field\n11.5,48.2,town\n-60.1,-3.2,forest\n")
+    settings = [f"sampler={{kind: points, file: {places}}}", "samples=null", "modalities.biome=null"]
+    recipe = small_recipe(*settings[:2])
+    kept = {name: use for name, use in recipe.modalities.items() if name != "biome"}
+    recipe = recipe.model_copy(update={"modalities": kept})
+    first = build_corpus(recipe, tmp_path / "corpus")
+    assert first.n_slots == 3
+    before = snapshot(first.store)
+    build_corpus(recipe, tmp_path / "corpus")
+    assert snapshot(first.store) == before
+
+
+def test_another_source_for_one_modality_is_refused_not_ignored(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be mixed in one build"):
+        build_small(tmp_path / "corpus", "modalities.aster_gdem.source=earthengine")
+
+
+def test_the_recipes_own_number_never_shrinks_a_corpus(straight: Corpus, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(straight.store.url, tmp_path / "corpus"))
+    recipe = small_recipe("samples=8")
+    assert build_corpus(recipe, out).n_slots == 16
+    with pytest.raises(UserError, match="16 samples already, 8 are asked"):
+        build_corpus(recipe, out, samples=8)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_worker_processes_give_the_same_bytes(straight: Corpus, tmp_path: Path, workers: int) -> None:
     build_small(tmp_path / "corpus", workers=workers)
@@ -124,14 +217,8 @@ def test_a_bucket_holds_the_same_bytes_as_a_folder(straight: Corpus, bucket_url:
 def test_a_failed_sample_is_kept_apart_retried_and_ends_with_the_same_bytes(
     straight: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, read = tmp_path / "corpus", EarthEngine.read
-
-    def failing(self: EarthEngine, sample, choices):  # type: ignore[no-untyped-def]
-        if sample.slot == 3:
-            raise SourceError("Earth Engine answered 503: unavailable", transient=True)
-        return read(self, sample, choices)
-
-    monkeypatch.setattr(EarthEngine, "read", failing)
+    out = tmp_path / "corpus"
+    fail_slot(monkeypatch, 3)
     corpus = build_small(out)
     assert summary(corpus)["statuses"] == {"failed": 1, "stored": 15}
     assert "503" in next(iter(summary(corpus)["modalities"]["esa_worldcover"]["reasons"]))

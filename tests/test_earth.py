@@ -40,7 +40,7 @@ from tests.planet import (
 )
 
 # The digest of what each version answers (test_the_version_stands_for_these_values prints the new one).
-DIGESTS = {"synthetic-earth-1": "ede61f0bf85942dc"}
+DIGESTS = {"synthetic-earth-2": "92bbc491b37ca629"}
 
 # --- what it is ---------------------------------------------------------------------------------------------------
 
