@@ -10,12 +10,14 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from multiprocessing import resource_tracker
 from typing import Any
 
 import yaml
@@ -314,16 +316,27 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
             yield client
         return
     threads = min(4, os.cpu_count() or 1)
-    # Workers hold one shard in memory (at most 256 MiB); Dask's own memory limits would only pause them.
-    with (
-        dask.config.set({"distributed.worker.daemon": True}),
-        LocalCluster(
-            n_workers=workers or 1, processes=workers > 0, threads_per_worker=1 if workers else threads,
-            dashboard_address="127.0.0.1:0", memory_limit=0, silence_logs=logging.ERROR,
-        ) as cluster,
-        Client(cluster) as client,
-    ):  # fmt: skip
-        yield client
+    with dask.config.set({"distributed.worker.daemon": True}):
+        with _interrupts_held():
+            # Workers hold one shard in memory (at most 256 MiB); Dask's own memory limits would only pause them.
+            cluster = LocalCluster(
+                n_workers=workers or 1, processes=workers > 0, threads_per_worker=1 if workers else threads,
+                dashboard_address="127.0.0.1:0", memory_limit=0, silence_logs=logging.ERROR,
+            )  # fmt: skip
+        with cluster, Client(cluster) as client:
+            yield client
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let processes started here never see Ctrl-C: they inherit the mask. One meanwhile comes afterwards."""
+    # Its start inside would unblock the signal again (CPython's resource_tracker.ensure_running).
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # -- after the shards ---------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +29,8 @@ app = typer.Typer(
 # Where there is no terminal to ask for its width, lines are as long as a page of a log.
 console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
+# What shells report for a command that Ctrl-C ended: 128 + SIGINT.
+INTERRUPTED = 130
 
 RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a known recipe.")]
 OutArg = Annotated[str, typer.Argument(metavar="OUT", help="The corpus: a folder or an object-store URL.")]
@@ -111,7 +114,7 @@ def plan(
     """Say what a build will ask and store; spends nothing."""
     from mmbuild.plan import count_places, estimate
 
-    found = _recipe(recipe, overrides)
+    found = _recipe(recipe, overrides, samples)
     work = estimate(found, samples or found.samples or count_places(found))
     if as_json:
         print(json.dumps(asdict(work) | {"raw_bytes": work.raw_bytes}, indent=1))
@@ -141,12 +144,16 @@ def build(
     """Build a corpus, or finish, retry or extend one."""
     from mmbuild.build import build_corpus
 
-    found = _recipe(recipe, overrides)
+    found = _recipe(recipe, overrides, samples)
     spec = _source(found, source, archive, archive_root)
-    with _progress() as show:
-        corpus = build_corpus(
-            found, out, samples=samples, source=spec, workers=workers, scheduler=scheduler, progress=show
-        )
+    try:
+        with _progress() as show:
+            corpus = build_corpus(
+                found, out, samples=samples, source=spec, workers=workers, scheduler=scheduler, progress=show
+            )
+    except KeyboardInterrupt:
+        errors.print("interrupted; finished shards are kept, run the same command again to go on")
+        raise typer.Exit(INTERRUPTED) from None
     if _print_status(corpus) > 0:
         raise typer.Exit(1)
 
@@ -178,9 +185,12 @@ def show(
     rows = [row for row in corpus.records().to_pylist() if row["sample_id"] == sample_id]
     if not rows:
         ids = sorted(set(corpus.records()["sample_id"].to_pylist()))
+        if not ids:
+            raise UserError("no sample is built yet", out, "run the build again; it goes on")
         raise UserError(f"there is no sample {sample_id!r}", out, f"ids go from {ids[0]} to {ids[-1]}")
     path = picture or Path(f"{corpus.recipe.name}_{sample_id}.png")
-    sample_picture(corpus, sample_id, path)
+    with _user_errors(path, "choose another place with -o"):
+        sample_picture(corpus, sample_id, path)
     table = Table(Column("modality", no_wrap=True), "status", Column("date", no_wrap=True), "days", "scenes")
     for row in rows:
         days = "" if row["delta_days"] is None else f"{row['delta_days']:+.1f}"
@@ -220,9 +230,9 @@ def catalog(out: OutArg) -> None:
 def _finish(out: str) -> None:
     from mmbuild.build import finish
     from mmbuild.cube import open_corpus
-    from mmbuild.store import open_store
 
-    with open_store(out).lease("runs/lease"):
+    # Opened once to know that there is one (a lease makes folders), and again when nobody else can change it.
+    with open_corpus(out).store.lease("runs/lease"):
         finish(open_corpus(out), again=True)
     console.print(f"{out}: splits.json, stats.json, items.parquet, collection.json")
 
@@ -235,24 +245,25 @@ def sandbox(
     latency_ms: Annotated[float, typer.Option(min=0, help="Added to every answer.")] = 0.0,
 ) -> None:
     """Serve the offline Earth Engine on this machine until interrupted."""
-    from mmbuild.sandbox import serve_forever
+    from mmbuild.sandbox import bind, open_world
 
-    serve_forever(
-        port=port,
-        archive=_text(archive),
-        archive_root=_text(archive_root),
-        latency_ms=latency_ms,
-        ready=console.print,
-    )
+    if archive_root is not None and archive is None:
+        raise _no_archive()
+    with _user_errors(archive or "sandbox", "see recipes/archives/realdata.yaml for an archive", (OSError, ValueError)):
+        world = open_world(_text(archive), _text(archive_root))
+    with _user_errors(f"port {port}", "choose another --port; 0 takes a free one"):
+        server = bind(world, port=port, latency_ms=latency_ms)
+    server.run(ready=console.print)
 
 
 # -- helpers --------------------------------------------------------------------------------------------------------
 
 
-def _recipe(name: str, overrides: list[str] | None) -> Recipe:
+def _recipe(name: str, overrides: list[str] | None, samples: int | None = None) -> Recipe:
     from mmbuild.recipe import load_recipe
 
-    return load_recipe(name, overrides or ())
+    number = [] if samples is None else [f"samples={samples}"]
+    return load_recipe(name, [*(overrides or ()), *number])
 
 
 def _source(recipe: Recipe, name: str | None, archive: Path | None, root: Path | None) -> SourceSpec:
@@ -264,8 +275,28 @@ def _source(recipe: Recipe, name: str | None, archive: Path | None, root: Path |
     if name is not None:
         spec = replace(spec, name=name)
     if archive is not None:
-        spec = replace(spec, name="sandbox", archive=_text(archive), archive_root=_text(root))
+        spec = replace(spec, name="sandbox", archive=_text(archive), archive_root=None)
+    if root is not None:
+        if spec.archive is None:
+            raise _no_archive()
+        spec = replace(spec, archive_root=_text(root))
     return spec
+
+
+def _no_archive() -> UserError:
+    return UserError("is the folder of an archive, and there is none", "--archive-root", "add --archive FILE")
+
+
+@contextmanager
+def _user_errors(
+    where: object, fix: str, kinds: type[Exception] | tuple[type[Exception], ...] = OSError
+) -> Iterator[None]:
+    """Say why one of ``kinds`` was raised, as one line about what the user named."""
+    try:
+        yield
+    except kinds as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(reason, str(where), fix) from error
 
 
 def _text(path: Path | None) -> str | None:
@@ -334,22 +365,16 @@ def _print_status(corpus: Corpus) -> int:
     console.print(
         f"{kind} {found['name']} at {found['location']}: {found['stored']} of {found['samples']} samples stored"
     )
-    table = Table(
-        "modality",
-        "stored",
-        "no data",
-        "rejected",
-        "failed",
-        "not asked",
-        "valid pixels",
-        "why not (most frequent)",
-    )
+    counted = ("stored", "no data", "rejected", "failed", "not asked")
+    table = Table("modality", *counted, "valid pixels", "why not (most frequent)")
     for name, entry in found["modalities"].items():
         counts = [str(entry[key]) for key in ("stored", "no_data", "rejected", "failed", "not_asked")]
         valid = "" if entry["valid_fraction"] is None else f"{entry['valid_fraction']:.1%}"
         why = next(iter(entry["reasons"].items()), None)
         table.add_row(name, *counts, valid, f"{why[1]} x {_short(why[0])}" if why else "")
     console.print(table)
+    if found["missing"]:
+        console.print(f"{found['missing']} samples not built yet; run the same build to go on")
     failed = int(found["statuses"].get("failed", 0))
     if failed:
         console.print(f"{failed} samples failed; run the same command again to retry them")

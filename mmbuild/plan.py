@@ -19,6 +19,7 @@ from mmbuild.errors import UserError
 from mmbuild.grid import tile_at, tile_grid, to_earthengine, utm_grid
 from mmbuild.recipe import BiomeSampler, Recipe
 from mmbuild.samplers.area import read_polygons
+from mmbuild.sources import derived
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -113,7 +114,12 @@ def _with_grids(recipe: Recipe, places: Any) -> gpd.GeoDataFrame:
     import geopandas as gpd
     import pandas as pd
 
-    rows = [_grid_row(recipe, place) for place in places.to_dict("records")]
+    labels = [modality for modality in recipe.modality_defs.values() if modality.is_derived]
+    rows = []
+    for place in places.to_dict("records"):
+        for modality in labels:
+            derived.check(modality, place["tags"], f"place {place['slot']}")
+        rows.append(_grid_row(recipe, place))
     table = pd.DataFrame(rows)
     table["date"] = pd.to_datetime(table["date"], utc=True).dt.as_unit("ms")
     table = table.astype(

@@ -5,11 +5,11 @@ It imports nothing of the rest of mmbuild: the only way in is the genuine client
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mmbuild.sandbox.assets import World
+    from mmbuild.sandbox.server import Server
     from mmbuild.sandbox.transport import Transport
 
 
@@ -34,16 +34,12 @@ def offline_transport(
     return Transport(Sandbox(open_world(archive, archive_root)), latency_ms=latency_ms)
 
 
-def serve_forever(
-    *,
-    port: int,
-    archive: str | None = None,
-    archive_root: str | None = None,
-    latency_ms: float = 0.0,
-    ready: Callable[[str], object] = print,
-) -> None:
-    """Serve over HTTP on this machine until interrupted."""
-    from mmbuild.sandbox.rest import Sandbox
-    from mmbuild.sandbox.server import run
+def bind(world: World, *, port: int, latency_ms: float = 0.0) -> Server:
+    """A server of this world, bound to a port of this machine (0: a free one) and not yet answering.
 
-    run(Sandbox(open_world(archive, archive_root)), port, latency_ms=latency_ms, ready=ready)
+    Raises OSError when the port is taken. `.run(ready=...)` serves until interrupted.
+    """
+    from mmbuild.sandbox.rest import Sandbox
+    from mmbuild.sandbox.server import Server
+
+    return Server(Sandbox(world), port=port, latency_ms=latency_ms)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
+from shapely.errors import ShapelyError
+
 import mmbuild.sandbox.algorithms  # noqa: F401  (registers every algorithm)
 from mmbuild.sandbox import listing
 from mmbuild.sandbox.assets import World
@@ -29,6 +31,9 @@ from mmbuild.sandbox.values import Collection, EarthEngineError, Feature
 # A request body above this is refused (geemap issue 1092 quotes the real text).
 PAYLOAD_LIMIT_BYTES = 10 * 2**20
 FEATURES_PER_PAGE = 1000
+
+# What a world or an algorithm may raise on a request it cannot answer (PROJ's and Shapely's errors among them).
+_FAILURES = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, OSError, RuntimeError, ShapelyError)
 
 Headers = Mapping[str, str]
 Answer = tuple[int, dict[str, str], bytes]
@@ -61,7 +66,7 @@ class Sandbox:
             return self._answer(method.upper(), unquote(path), query, headers, body)
         except EarthEngineError as error:
             return _refusal(error)
-        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, OSError) as error:
+        except _FAILURES as error:
             # A value no algorithm expected, or a file that went away: refused like any other, and never retried.
             return _refusal(EarthEngineError(f"The offline Earth Engine failed: {type(error).__name__}: {error}"))
 

@@ -29,6 +29,16 @@ class Server(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://{HOST}:{self.server_address[1]}"
 
+    def run(self, *, ready: Callable[[str], object]) -> None:
+        """Serve until interrupted; `ready` gets one line with the address once it listens."""
+        kind = "synthetic" if self.sandbox.world.synthetic else "archive"
+        with self:
+            ready(f"offline Earth Engine ({kind} world {self.sandbox.world.version}) at {self.url}")
+            try:
+                self.serve_forever()
+            except KeyboardInterrupt:
+                ready("stopped")
+
 
 class Handler(BaseHTTPRequestHandler):
     """Carries one connection's requests to the sandbox."""
@@ -74,14 +84,3 @@ def serve(sandbox: Sandbox, port: int = 0, *, latency_ms: float = 0.0) -> Iterat
         server.shutdown()
         server.server_close()
         thread.join()
-
-
-def run(sandbox: Sandbox, port: int, *, latency_ms: float, ready: Callable[[str], object]) -> None:
-    """Serve until interrupted; `ready` gets one line with the address once it listens."""
-    with Server(sandbox, port=port, latency_ms=latency_ms) as server:
-        kind = "synthetic" if sandbox.world.synthetic else "archive"
-        ready(f"offline Earth Engine ({kind} world {sandbox.world.version}) at {server.url}")
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            ready("stopped")

@@ -7,6 +7,7 @@ earthengine source over the offline Earth Engine that mmbuild carries.
 from __future__ import annotations
 
 import pkgutil
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 # The earthengine source over the offline Earth Engine.
 SANDBOX = "sandbox"
 
+# Held while any Usage is added to: its counters are read, added and written. Outside Usage, which is sent by pickle.
+_counting = threading.Lock()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
@@ -37,7 +41,10 @@ class Ask:
 
 @dataclass(kw_only=True)
 class Usage:
-    """What a source was asked: counts of requests that were answered, of retries, and of bytes received."""
+    """What a source was asked: counts of requests that were answered, of retries, and of bytes received.
+
+    Threads share one, so it only ever grows through ``add``.
+    """
 
     metadata_requests: int = 0
     pixel_requests: int = 0
@@ -45,8 +52,10 @@ class Usage:
     bytes: int = 0
 
     def add(self, other: Usage) -> None:
-        for name in vars(self):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        """Add the counts of another one, exactly also when several threads do."""
+        with _counting:
+            for name in vars(self):
+                setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 class Source(Protocol):

@@ -103,11 +103,20 @@ class EarthEngine:
     def screen(self, pairs: Sequence[tuple[Sample, Scene]]) -> list[float | None]:
         fractions: list[float | None] = []
         for first in range(0, len(pairs), SAMPLES_PER_SEARCH):
-            part = pairs[first : first + SAMPLES_PER_SEARCH]
-            answers = self._compute(ee.List([self._clear(sample, scene) for sample, scene in part]))
-            # -1 stands for "there is no such image" (see expressions.clear_ground), which screens as unknown.
-            fractions += [None if value is None or value < 0 else float(value) for value in answers]
+            fractions += self._screen(pairs[first : first + SAMPLES_PER_SEARCH])
         return fractions
+
+    def _screen(self, pairs: Sequence[tuple[Sample, Scene]]) -> list[float | None]:
+        """One metadata request; one that is too large is halved until it fits."""
+        try:
+            answers = self._compute(ee.List([self._clear(sample, scene) for sample, scene in pairs]))
+        except SourceError as error:
+            if not error.too_large or len(pairs) == 1:
+                raise
+            middle = len(pairs) // 2
+            return self._screen(pairs[:middle]) + self._screen(pairs[middle:])
+        # -1 stands for "there is no such image" (see expressions.clear_ground), which screens as unknown.
+        return [None if value is None or value < 0 else float(value) for value in answers]
 
     def _clear(self, sample: Sample, scene: Scene) -> Any:
         """Share of the chip's pixels that are clear ground; a masked pixel is not clear."""
@@ -129,8 +138,9 @@ class EarthEngine:
         ).get("clear")
 
     def _compute(self, expression: Any) -> Any:
-        self.usage.metadata_requests += 1
-        return self._retrying(lambda: call(expression.getInfo))
+        answer = self._retrying(lambda: call(expression.getInfo))
+        self.usage.add(Usage(metadata_requests=1))
+        return answer
 
     # -- pixels ---------------------------------------------------------------------------------------------------
 
@@ -172,6 +182,21 @@ class EarthEngine:
     def _read_lattice(
         self, sample: Sample, gsd: float, names: Sequence[str], choices: Mapping[str, Choice]
     ) -> dict[str, np.ndarray]:
+        """Chips of modalities on one grid, from one pixel request; one that is too large is halved until it fits."""
+        try:
+            return self._read_together(sample, gsd, names, choices)
+        except SourceError as error:
+            if not error.too_large or len(names) == 1:
+                raise
+            middle = len(names) // 2
+            halves = names[:middle], names[middle:]
+            return self._read_lattice(sample, gsd, halves[0], choices) | self._read_lattice(
+                sample, gsd, halves[1], choices
+            )
+
+    def _read_together(
+        self, sample: Sample, gsd: float, names: Sequence[str], choices: Mapping[str, Choice]
+    ) -> dict[str, np.ndarray]:
         """One pixel request: all bands of ``names`` on one grid, named by position so that no name can collide."""
         images = [
             expressions.stored(
@@ -181,8 +206,7 @@ class EarthEngine:
         ]
         grid = to_earthengine(sample.grid(gsd))
         pixels = self._retrying(lambda: self._pixels(ee.Image.cat(images), grid, names))
-        self.usage.pixel_requests += 1
-        self.usage.bytes += pixels.nbytes
+        self.usage.add(Usage(pixel_requests=1, bytes=pixels.nbytes))
         chips = {}
         for position, name in enumerate(names):
             bands = [f"m{position}_{band}" for band in range(len(self.modalities[name].bands))]
@@ -190,7 +214,10 @@ class EarthEngine:
         return chips
 
     def _pixels(self, image: Any, grid: dict[str, Any], names: Sequence[str]) -> np.ndarray:
-        """The structured array of a pixel request; anything but the whole answer is a transient error."""
+        """The structured array of a pixel request.
+
+        Anything but the whole answer is a transient SourceError; another dtype than asked for is one for good.
+        """
         raw = call(lambda: ee.data.computePixels({"expression": image, "fileFormat": "NPY", "grid": grid}))
         try:
             pixels: np.ndarray = np.load(io.BytesIO(raw), allow_pickle=False)
@@ -198,13 +225,17 @@ class EarthEngine:
             raise SourceError(f"a pixel answer of {len(raw)} bytes is not a whole NPY file", transient=True) from error
         shape = (grid["dimensions"]["height"], grid["dimensions"]["width"])
         expected = {
-            f"m{position}_{band}": self.modalities[name].np_dtype
+            f"m{position}_{index}": (name, band, self.modalities[name].np_dtype)
             for position, name in enumerate(names)
-            for band in range(len(self.modalities[name].bands))
+            for index, band in enumerate(self.modalities[name].band_names)
         }
         given = {key: pixels.dtype[key] for key in pixels.dtype.names or ()}
         if pixels.shape != shape or set(given) != set(expected):
-            raise SourceError(f"a pixel answer has shape {pixels.shape}, asked was {shape}", transient=True)
+            found, asked = f"shape {pixels.shape} and {len(given)} bands", f"{shape} and {len(expected)}"
+            raise SourceError(f"a pixel answer has {found}, asked were {asked}", transient=True)
+        for key, (name, band, dtype) in expected.items():
+            if given[key].newbyteorder("=") != dtype.newbyteorder("="):
+                raise SourceError(f"band {band} of {name} came as {given[key]}, expected {dtype}")
         return pixels
 
     # -- tables ---------------------------------------------------------------------------------------------------
@@ -218,8 +249,8 @@ class EarthEngine:
             request: dict[str, Any] = {"expression": ee.FeatureCollection(name), "pageSize": 1000}
             if token:
                 request["pageToken"] = token
-            page = self._retrying(lambda request=request: call(lambda: ee.data.computeFeatures(request)))
-            self.usage.metadata_requests += 1
+            page = self._retrying(lambda request=request: _page(request))
+            self.usage.add(Usage(metadata_requests=1))
             features += page.get("features", [])
             token = page.get("nextPageToken")
             if not token:
@@ -228,9 +259,17 @@ class EarthEngine:
 
     def _retrying(self, ask: Any) -> Any:
         def count(error: SourceError) -> None:
-            self.usage.retries += 1
+            self.usage.add(Usage(retries=1))
 
         return with_retries(ask, sleep=time.sleep, on_retry=count)
+
+
+def _page(request: dict[str, Any]) -> dict[str, Any]:
+    """One page of a table; the client hands on the text of a body that is no JSON, which is a transient error."""
+    page = call(lambda: ee.data.computeFeatures(request))
+    if not isinstance(page, dict):
+        raise SourceError("a page of a table is not a whole JSON object", transient=True)
+    return page
 
 
 def _scene(slot: int, name: str, collection: str, row: Mapping[str, Any]) -> Scene:

@@ -101,7 +101,7 @@ def stored(modality: Modality, block: Block, choice: Choice, region: Any) -> Any
     return ee.Image.cat(
         [
             _stored_bands(
-                modality, [block.band(band) for band in bands], _input(modality, block, choice, region, image)
+                modality, [block.band(band) for band in bands], _layers(modality, block, choice, region, image)
             )
             if exists
             else _cast(ee.Image.constant([modality.nodata] * len(list(bands))), modality)
@@ -111,41 +111,57 @@ def stored(modality: Modality, block: Block, choice: Choice, region: Any) -> Any
     )
 
 
-def _stored_bands(modality: Modality, sources: Sequence[BandSource], image: Any) -> Any:
-    """Bands that are treated alike, as they are stored."""
-    image = image.select([source.band for source in sources])
-    if sources[0].terrain == "slope":
-        image = ee.Terrain.slope(image)
-    if modality.resampling == "bilinear" and modality.time != "year":
-        image = image.resample("bilinear")
+def _stored_bands(modality: Modality, sources: Sequence[BandSource], layers: Sequence[Any]) -> Any:
+    """Bands that are treated alike, as they are stored; each layer covers those before it where it is fully valid."""
+    images = [_resampled(modality, sources, layer) for layer in layers]
+    image = images[0] if len(images) == 1 else ee.ImageCollection([_fully_valid(image) for image in images]).mosaic()
     if sources[0].multiply != 1:
         image = image.multiply(sources[0].multiply)
     if modality.values == "continuous" and np.issubdtype(modality.np_dtype, np.integer):
         image = image.round()
-    valid = image.updateMask(image.mask().gte(FULLY_VALID))
-    return _cast(valid.unmask(modality.nodata, False), modality)
+    return _cast(_fully_valid(image).unmask(modality.nodata, False), modality)
+
+
+def _resampled(modality: Modality, sources: Sequence[BandSource], image: Any) -> Any:
+    """Bands of one image, made on its own lattice and interpolated from there."""
+    image = image.select([source.band for source in sources])
+    if sources[0].terrain == "slope":
+        image = ee.Terrain.slope(image)
+    return image.resample("bilinear") if modality.resampling == "bilinear" and modality.time != "year" else image
+
+
+def _fully_valid(image: Any) -> Any:
+    return image.updateMask(image.mask().gte(FULLY_VALID))
 
 
 def _cast(image: Any, modality: Modality) -> Any:
     return getattr(image, _CASTS[modality.dtype])()
 
 
-def _input(modality: Modality, block: Block, choice: Choice, region: Any, image: str | None) -> Any:
-    """The image that a band is cut from: a named asset, the chosen scene, or a composite of the chosen images."""
+def _layers(modality: Modality, block: Block, choice: Choice, region: Any, image: str | None) -> list[Any]:
+    """The images that a band is cut from, lowest first: a named asset, the chosen scene, or a composite."""
     if image or block.image:
-        return ee.Image(image or block.image)
-    if block.composite is None:
-        return ee.Image(choice.scenes[0].scene_id)
-    if modality.time == "static" and block.composite == "first":
-        return ee.Image(choice.scenes[0].scene_id)
+        return [ee.Image(image or block.image)]
+    if block.composite is None or (modality.time == "static" and block.composite == "first"):
+        return [ee.Image(choice.scenes[0].scene_id)]
     if modality.time == "static":
-        parts = ee.ImageCollection([ee.Image(scene.scene_id) for scene in choice.scenes])
-        return parts.mosaic().setDefaultProjection(ee.Image(choice.scenes[0].scene_id).select([0]).projection())
+        return _tiles(modality, choice)
     assert choice.window is not None
     images = ee.ImageCollection(block.collection).filterBounds(region)
     images = images.filterDate(millis(choice.window[0]), millis(choice.window[1]))
     bands = [block.band(name).band for name in modality.band_names]
-    return getattr(images.select(bands), block.composite)()
+    return [getattr(images.select(bands), block.composite)()]
+
+
+def _tiles(modality: Modality, choice: Choice) -> list[Any]:
+    """Tiles of a static product: their mosaic on the lattice of the first and, to be interpolated, each on its own.
+
+    Neighbours may differ in pixel size, so a mosaic on one lattice holds pixels that were already moved to it; it only
+    shows where a tile alone cannot be interpolated: in the half pixel along its edges.
+    """
+    parts = [ee.Image(scene.scene_id) for scene in choice.scenes]
+    whole = ee.ImageCollection(parts).mosaic().setDefaultProjection(parts[0].select([0]).projection())
+    return [whole, *parts] if modality.resampling == "bilinear" and len(parts) > 1 else [whole]
 
 
 def millis(when: datetime) -> int:
