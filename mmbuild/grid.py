@@ -86,7 +86,9 @@ def tile_grid(x: int, y: int, z: int, *, size: int = 256) -> GeoBox:
 def tile_at(lon: float, lat: float, z: int) -> tuple[int, int, int]:
     """The XYZ tile (x, y, z) that holds a place."""
     tile = mercantile.tile(lon, lat, z)
-    return tile.x, tile.y, tile.z
+    # A place the width of an atom west of 180 rounds to the column beyond the last one.
+    last = 2**z - 1
+    return min(tile.x, last), min(tile.y, last), tile.z
 
 
 def at_gsd(box: GeoBox, gsd: float) -> GeoBox:

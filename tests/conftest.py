@@ -8,6 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run of continuous integration; elsewhere new ones are tried each time.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 # OpenMP threads that spin while they wait take the cores from the threads that decode (train/__init__.py sets it too).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
