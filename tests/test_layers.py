@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mmbuild"
 
 # A name is a module or folder of mmbuild; files of one folder may use each other where no circle comes of it.
-# `choose` reads the rules of a recipe, and `finish` calls split, stats and catalogue when a build ends.
+# `choose` reads the rules of a recipe, and `build` calls split, stats and catalogue when the shards are done.
 LAYERS = (
     {"errors"},
     {"yamlfile", "store", "times"},
@@ -34,7 +34,6 @@ LAYERS = (
     {"plan"},
     {"stats", "splits"},
     {"catalog", "audit", "verify", "taster", "export", "importers", "report", "stream", "shard", "status"},
-    {"finish"},
     {"build"},
     {"cli"},
 )

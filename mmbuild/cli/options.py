@@ -1,0 +1,68 @@
+"""What every command shares: the options they take, how they refuse wrong input, and how numbers are written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from mmbuild.errors import UserError
+
+# Where there is no terminal to ask for its width, lines are as long as a page of a log.
+console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
+# What shells report for a command that Ctrl-C ended: 128 + SIGINT.
+INTERRUPTED = 130
+
+RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a known recipe.")]
+OutArg = Annotated[str, typer.Argument(metavar="OUT", help="The corpus: a folder or an object-store URL.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. grid.size=64."),
+]
+SamplesOption = Annotated[int | None, typer.Option(min=1, help="How many samples; a corpus only grows.")]
+SourceOption = Annotated[str | None, typer.Option(help="earthengine (live) or sandbox (offline).")]
+ArchiveOption = Annotated[
+    Path | None, typer.Option(help="YAML that maps GeoTIFFs to Earth Engine ids; implies --source sandbox.")
+]
+ArchiveRootOption = Annotated[Path | None, typer.Option(help="The folder that holds the archive's GeoTIFFs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def no_archive() -> UserError:
+    return UserError("is the folder of an archive, and there is none", "--archive-root", "add --archive FILE")
+
+
+@contextmanager
+def user_errors(
+    where: object, fix: str, kinds: type[Exception] | tuple[type[Exception], ...] = OSError
+) -> Iterator[None]:
+    """Say why one of ``kinds`` was raised, as one line about what the user named."""
+    try:
+        yield
+    except kinds as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(reason, str(where), fix) from error
+
+
+def text_of(path: Path | None) -> str | None:
+    return None if path is None else str(path.resolve())
+
+
+def in_bytes(count: float) -> str:
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def in_time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
