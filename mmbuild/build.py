@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from multiprocessing import resource_tracker
@@ -23,24 +23,14 @@ from typing import Any
 import yaml
 
 from mmbuild.catalog import write_catalog
-from mmbuild.cube import (
-    Corpus,
-    committed_shards,
-    layouts,
-    open_corpus,
-    put_if_changed,
-    read_record,
-    record_key,
-    root_attributes,
-    root_table,
-    write_tree,
-)
+from mmbuild.cube import Corpus, layouts, open_corpus, put_if_changed, root_attributes, root_table, write_tree
 from mmbuild.errors import QuotaStop, UserError
 from mmbuild.modality import Modality
 from mmbuild.plan import locate, slots_of_shard
 from mmbuild.recipe import Recipe, load_recipe
+from mmbuild.records import committed_shards, read_record, record_key
 from mmbuild.shard import ShardResult, ShardTask, build_shard
-from mmbuild.sources import SourceSpec, Usage, open_source
+from mmbuild.sources import SourceSpec, Usage, kind_of, open_source
 from mmbuild.splits import split_corpus
 from mmbuild.stats import compute
 from mmbuild.store import Store, open_store
@@ -101,7 +91,7 @@ def build_corpus(
     Raises UserError for a wrong recipe or a corpus of another recipe, QuotaStop when a quota ended the work.
     """
     asked = recipe if isinstance(recipe, Recipe) else load_recipe(os.fspath(recipe), overrides)
-    spec = source or spec_of(asked)
+    spec = spec_of(asked) if source is None else replace(source, others=spec_of(asked, source.name).others)
     step = on_step or (lambda name: None)
     started, began = datetime.now(UTC), time.monotonic()
     store = open_store(out)
@@ -137,7 +127,7 @@ def _prepare(store: Store, recipe: Recipe, spec: SourceSpec, samples: int | None
 
     The lock goes first: a folder with a lock is ours, and everything after it can be written again.
     """
-    _check_sources(recipe, spec)
+    _check_sources(spec)
     source = open_source(spec, recipe.known_modalities, {})
     old = json.loads(store.get("recipe.lock.json")) if store.exists("recipe.lock.json") else None
     if old is None and any(key.startswith(("cube.zarr/", "shards/")) for key in store.list()):
@@ -162,13 +152,13 @@ def _prepare(store: Store, recipe: Recipe, spec: SourceSpec, samples: int | None
     return int(lock["samples"])
 
 
-def _check_sources(recipe: Recipe, spec: SourceSpec) -> None:
-    """One build asks one source so far; another one for a single modality is refused, never ignored."""
-    for name, use in recipe.modalities.items():
-        if use.source is not None and use.source not in (spec.name, recipe.source.name):
+def _check_sources(spec: SourceSpec) -> None:
+    """Two sources that are both Earth Engine are refused: its client talks to one endpoint in a process."""
+    for name, other in spec.others.items():
+        if kind_of(other) == kind_of(spec):
             raise UserError(
-                f"{use.source} and {spec.name} cannot be mixed in one build yet", f"modalities.{name}.source",
-                f"remove it or set source: {use.source} for the whole recipe",
+                f"{other.name} and {spec.name} cannot be mixed in one build: both are reached by the same client",
+                f"modalities.{name}.source", f"remove it or set source: {other.name} for the whole recipe",
             )  # fmt: skip
 
 
@@ -189,16 +179,19 @@ def _used(recipe: Recipe) -> dict[str, Modality]:
     return {name: m for name, m in recipe.known_modalities.items() if name in screens | set(recipe.modalities)}
 
 
-def spec_of(recipe: Recipe) -> SourceSpec:
-    """The recipe's source as plain data, its files found."""
+def spec_of(recipe: Recipe, name: str | None = None) -> SourceSpec:
+    """The recipe's sources as plain data, their files found; ``name`` replaces the recipe's own source."""
     source = recipe.source
     archive = None if source.archive is None else str(recipe.file(source.archive))
+    own = {source.name, name or source.name}
+    named = {modality: use.source for modality, use in recipe.modalities.items()}
     return SourceSpec(
-        name=source.name,
+        name=name or source.name,
         url=source.url,
         project=source.project,
         archive=archive,
         archive_root=None if source.archive_root is None else str(recipe.file(source.archive_root)),
+        others={modality: SourceSpec(name=other) for modality, other in named.items() if other and other not in own},
     )
 
 

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 import google_crc32c
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numcodecs import blosc
 
 from mmbuild.errors import IntegrityError, UserError
 from mmbuild.modality import Modality
 from mmbuild.recipe import Recipe, recipe_from_resolved
+from mmbuild.records import RECORD_SCHEMA, TIMESTAMP, committed_shards, read_record, record_key
 from mmbuild.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -35,20 +35,6 @@ CUBE = "cube.zarr"
 # Zarr's sharding codec marks an absent inner chunk with the largest unsigned integer, twice (sharding spec, v1.0).
 _ABSENT = 2**64 - 1
 _CRC_BYTES = 4
-
-_TIMESTAMP = pa.timestamp("ms", tz="UTC")
-RECORD_SCHEMA = pa.schema(
-    [
-        ("slot", pa.int64()), ("sample_id", pa.string()), ("alternate", pa.int16()), ("sample_status", pa.string()),
-        ("lon", pa.float64()), ("lat", pa.float64()), ("epsg", pa.int32()), ("x0", pa.float64()), ("y0", pa.float64()),
-        ("gsd", pa.float64()), ("height", pa.int32()), ("width", pa.int32()), ("tags", pa.string()),
-        ("anchor_time", _TIMESTAMP), ("modality", pa.string()), ("time", pa.int16()), ("status", pa.string()),
-        ("reason", pa.string()), ("scene_ids", pa.list_(pa.string())), ("datetime", _TIMESTAMP),
-        ("window_start", _TIMESTAMP), ("window_end", _TIMESTAMP), ("first", _TIMESTAMP), ("last", _TIMESTAMP),
-        ("scene_count", pa.int32()), ("delta_days", pa.float64()), ("clear_fraction", pa.float32()),
-        ("valid_fraction", pa.float32()), ("sha256", pa.string()), ("offset", pa.int64()), ("length", pa.int64()),
-    ]
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,35 +123,6 @@ def pack_shard(chunks: Sequence[bytes | None]) -> tuple[bytes, list[tuple[int, i
     packed = struct.pack(f"<{len(index)}Q", *index)
     tail = packed + struct.pack("<I", google_crc32c.value(packed))
     return b"".join(chunk for chunk in chunks if chunk is not None) + tail, places
-
-
-def record_key(shard: int) -> str:
-    return f"shards/{shard:06d}.parquet"
-
-
-def write_record(store: Store, shard: int, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Put the commit record of a shard: the one act that makes its arrays part of the corpus."""
-    store.put(record_key(shard), parquet_bytes(pa.Table.from_pylist(list(rows), schema=RECORD_SCHEMA)))
-
-
-def parquet_bytes(table: pa.Table) -> bytes:
-    """A table as one Parquet file; the same table gives the same bytes."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return bytes(sink.getvalue())
-
-
-def read_record(store: Store, shard: int) -> pa.Table:
-    return read_parquet(store, record_key(shard))
-
-
-def read_parquet(store: Store, key: str) -> pa.Table:
-    return pq.read_table(pa.BufferReader(store.get(key)))
-
-
-def committed_shards(store: Store) -> list[int]:
-    """The shards that have a commit record, in order."""
-    return sorted(int(key.split("/")[-1].split(".")[0]) for key in store.list("shards") if key.endswith(".parquet"))
 
 
 def put_if_changed(store: Store, key: str, data: bytes) -> bool:
@@ -301,7 +258,7 @@ def root_table(corpus: Corpus, splits: Mapping[int, str]) -> pa.Table:
         times[row["modality"]][slot] = row["datetime"]
     table = pa.Table.from_pylist([rows[slot] for slot in sorted(rows)])
     for name, column in times.items():
-        table = table.append_column(f"datetime:{name}", pa.array(column, type=_TIMESTAMP))
+        table = table.append_column(f"datetime:{name}", pa.array(column, type=TIMESTAMP))
     return table
 
 

@@ -16,20 +16,14 @@ import numpy as np
 
 from mmbuild import choose
 from mmbuild.choose import Choice, Sample, Scene
-from mmbuild.cube import (
-    ArrayLayout,
-    chip_digest,
-    layouts,
-    pack_shard,
-    read_parquet,
-    record_key,
-    write_record,
-)
+from mmbuild.cube import ArrayLayout, chip_digest, layouts, pack_shard
 from mmbuild.errors import IntegrityError, SourceError
 from mmbuild.plan import samples_of
 from mmbuild.recipe import Recipe
+from mmbuild.records import read_parquet, record_key, write_record
 from mmbuild.sources import Ask, Source, SourceSpec, Usage, derived, open_source
 from mmbuild.store import Store, open_store
+from mmbuild.throttle import Gate
 from mmbuild.times import month_start
 
 OnStep = Callable[[str], None]
@@ -69,14 +63,18 @@ class Outcome:
     chips: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def build_shard(task: ShardTask, step: OnStep = lambda name: None) -> ShardResult:
-    """Do what the shard still lacks and commit it; good chips of an earlier record are copied undecoded."""
+def build_shard(task: ShardTask, step: OnStep = lambda name: None, gate: Gate | None = None) -> ShardResult:
+    """Do what the shard still lacks and commit it; good chips of an earlier record are copied undecoded.
+
+    gate: lets the source's requests pass; None sets no limit.
+    """
     store, recipe = open_store(task.out), task.recipe
     arrays = layouts(recipe)
     source = open_source(
         task.source,
         recipe.known_modalities | recipe.modality_defs,
         {name: a.gsd for name, a in arrays.items() if a.gsd},
+        gate,
     )
     kept_rows, kept_chunks = _keep(store, task.shard, arrays)
     wanted = [row for row in task.rows if row["slot"] not in kept_rows]

@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
-from mmbuild.cube import RECORD_SCHEMA, Corpus, open_corpus
+from mmbuild.cube import Corpus, open_corpus
 from mmbuild.modality import Modality
 from mmbuild.recipe import Recipe
+from mmbuild.records import RECORD_SCHEMA
 
 SIZE = 24  # pixels of the finest modality
 SLOTS = 21

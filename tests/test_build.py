@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from mmbuild.build import build_corpus
-from mmbuild.cube import Corpus, open_corpus, read_record, write_record
+from mmbuild.cube import Corpus, open_corpus
 from mmbuild.errors import IntegrityError, SourceError, UserError
+from mmbuild.records import read_record, write_record
 from mmbuild.sources.earthengine import EarthEngine
 from mmbuild.status import summary
 from tests.corpora import TINY, build_small, small_recipe, snapshot
@@ -189,7 +190,7 @@ def test_a_list_of_places_without_a_number_of_samples_is_built_whole_and_run_aga
     assert snapshot(first.store) == before
 
 
-def test_another_source_for_one_modality_is_refused_not_ignored(tmp_path: Path) -> None:
+def test_two_endpoints_of_earth_engine_in_one_build_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be mixed in one build"):
         build_small(tmp_path / "corpus", "modalities.aster_gdem.source=earthengine")
 

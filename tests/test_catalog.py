@@ -22,10 +22,11 @@ from pystac.validation.local_validator import get_local_schema_cache
 from referencing import Registry, Resource
 
 from mmbuild.catalog import build_collection, build_items, item_dict, read_items, tag_column, write_catalog
-from mmbuild.cube import Corpus, open_corpus, write_record
+from mmbuild.cube import Corpus, open_corpus
 from mmbuild.modality import load_modalities
 from mmbuild.recipe import recipe_from_resolved
-from mmbuild.store import LocalStore
+from mmbuild.records import write_record
+from mmbuild.store.local import LocalStore
 
 # One of each way to get a date: scene, companion, composite of a year and of months, static, derived from the sample.
 NAMES = ("sentinel2_l2a", "sentinel2_scl", "sentinel1_asc", "dynamic_world", "era5", "copernicus_dem", "biome", "naip")

@@ -25,7 +25,7 @@ PACKAGE = ROOT / "mmbuild"
 LAYERS = (
     {"errors"},
     {"yamlfile", "store", "times"},
-    {"explain", "grid"},
+    {"explain", "grid", "records"},
     {"modality"},
     {"recipe", "throttle"},
     {"choose"},

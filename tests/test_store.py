@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-import mmbuild.store
+import mmbuild.store.lease
+import mmbuild.store.objects
 from mmbuild.errors import UserError
 from mmbuild.store import Store, open_store
 
@@ -133,7 +134,7 @@ def test_a_refused_lease_leaves_no_open_file_behind(tmp_path: Path) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mmbuild.store, "RETRY_S", 0.2)
+    monkeypatch.setattr(mmbuild.store.objects, "RETRY_S", 0.2)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -161,7 +162,7 @@ def test_every_call_of_a_dead_endpoint_is_a_user_error(
 
 
 def test_a_dead_endpoint_is_known_within_twenty_seconds() -> None:
-    assert mmbuild.store.RETRY_S + mmbuild.store.CONNECT_S <= 20
+    assert mmbuild.store.objects.RETRY_S + mmbuild.store.objects.CONNECT_S <= 20
 
 
 @pytest.mark.usefixtures("bucket_url")
@@ -179,7 +180,7 @@ def test_a_range_beyond_the_end_is_empty(store: Store) -> None:
 
 
 def _lease_of(pid: int, *, renewed: float) -> bytes:
-    return json.dumps(json.loads(mmbuild.store._holder()) | {"pid": pid, "renewed": renewed}).encode()
+    return json.dumps(json.loads(mmbuild.store.lease.holder()) | {"pid": pid, "renewed": renewed}).encode()
 
 
 def _pid_that_is_gone() -> int:
@@ -210,16 +211,16 @@ def test_the_lease_of_another_machine_is_kept_until_it_was_silent_for_five_minut
 def test_of_two_that_take_over_a_dead_lease_one_succeeds(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = open_store(bucket_url), open_store(bucket_url)
     first.put("runs/lease", _lease_of(_pid_that_is_gone(), renewed=time.time()))
-    judge = mmbuild.store._is_dead
+    judge = mmbuild.store.lease.is_dead
 
     def late(text: str) -> bool:
         """The second takes over after the first has judged the lease and before the first takes it."""
-        monkeypatch.setattr(mmbuild.store, "_is_dead", judge)
+        monkeypatch.setattr(mmbuild.store.lease, "is_dead", judge)
         winner.__enter__()
         return True
 
     winner = second.lease("runs/lease")
-    monkeypatch.setattr(mmbuild.store, "_is_dead", late)
+    monkeypatch.setattr(mmbuild.store.lease, "is_dead", late)
     with pytest.raises(UserError, match="another build is writing here"), first.lease("runs/lease"):
         pass
     winner.__exit__(None, None, None)
@@ -228,7 +229,7 @@ def test_of_two_that_take_over_a_dead_lease_one_succeeds(bucket_url: str, monkey
 def test_a_holder_whose_lease_was_taken_cannot_put_and_is_told(
     bucket_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mmbuild.store, "LEASE_RENEWAL_S", 0.01)
+    monkeypatch.setattr(mmbuild.store.lease, "RENEWAL_S", 0.01)
     store, other = open_store(bucket_url), open_store(bucket_url)
     with pytest.raises(UserError, match="another build took over"), store.lease("runs/lease"):  # noqa: PT012
         other.put("runs/lease", _lease_of(1, renewed=time.time()))
@@ -243,7 +244,7 @@ def test_a_holder_whose_lease_was_taken_cannot_put_and_is_told(
 def test_a_renewal_that_fails_once_is_repeated(
     own_server: OwnServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(mmbuild.store, "LEASE_RENEWAL_S", 0.05)
+    monkeypatch.setattr(mmbuild.store.lease, "RENEWAL_S", 0.05)
     store = open_store(own_server.url)
     with store.lease("runs/lease"):
         own_server.stop()
@@ -258,8 +259,8 @@ def test_a_renewal_that_fails_once_is_repeated(
 def test_a_holder_that_cannot_renew_for_too_long_is_stopped(
     own_server: OwnServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mmbuild.store, "LEASE_RENEWAL_S", 0.05)
-    monkeypatch.setattr(mmbuild.store, "LEASE_SILENCE_S", 0.1)
+    monkeypatch.setattr(mmbuild.store.lease, "RENEWAL_S", 0.05)
+    monkeypatch.setattr(mmbuild.store.lease, "SILENCE_S", 0.1)
     store = open_store(own_server.url)
     with pytest.raises(UserError, match="could not be renewed"), store.lease("runs/lease"):  # noqa: PT012
         own_server.stop()

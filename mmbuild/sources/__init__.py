@@ -9,7 +9,7 @@ from __future__ import annotations
 import pkgutil
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,6 +19,7 @@ import numpy as np
 from mmbuild.choose import Choice, Sample, Scene
 from mmbuild.errors import UserError
 from mmbuild.modality import Modality
+from mmbuild.throttle import Gate
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -86,13 +87,17 @@ class Source(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSpec:
-    """How to open a source, as plain data that travels to workers."""
+    """How to open a source, as plain data that travels to workers.
+
+    others: the sources of the modalities that do not come from this one, by modality; one of a name is one source.
+    """
 
     name: str
     url: str | None = None
     project: str | None = None
     archive: str | None = None
     archive_root: str | None = None
+    others: Mapping[str, SourceSpec] = field(default_factory=dict)
 
 
 def kinds() -> list[str]:
@@ -101,13 +106,33 @@ def kinds() -> list[str]:
     return sorted(name for name in names if hasattr(import_module(f"{__name__}.{name}"), "open"))
 
 
-def open_source(spec: SourceSpec, modalities: Mapping[str, Modality], gsd: Mapping[str, float]) -> Source:
+def open_source(
+    spec: SourceSpec, modalities: Mapping[str, Modality], gsd: Mapping[str, float], gate: Gate | None = None
+) -> Source:
     """Open a source for the given modalities; ``gsd`` is the pixel size at which each is stored, in metres.
 
+    gate: asked before every request; None lets everything pass.
     Raises UserError for a source that does not exist.
     """
-    name = "earthengine" if spec.name == SANDBOX else spec.name
-    if name not in kinds():
+    own = _open_one(replace(spec, others={}), modalities, gsd, gate)
+    if not spec.others:
+        return own
+    from mmbuild.sources.several import Several
+
+    opened = {other.name: other for other in spec.others.values()}
+    sources = {name: _open_one(other, modalities, gsd, gate) for name, other in opened.items()}
+    return Several(own, {modality: sources[other.name] for modality, other in spec.others.items()})
+
+
+def kind_of(spec: SourceSpec) -> str:
+    """The file or folder here that answers for a source's name."""
+    return "earthengine" if spec.name == SANDBOX else spec.name
+
+
+def _open_one(
+    spec: SourceSpec, modalities: Mapping[str, Modality], gsd: Mapping[str, float], gate: Gate | None
+) -> Source:
+    if kind_of(spec) not in kinds():
         raise UserError(f"there is no source {spec.name!r}", "source", f"use {', '.join([*kinds(), SANDBOX])}")
-    source: Source = import_module(f"{__name__}.{name}").open(spec, modalities, gsd)
+    source: Source = import_module(f"{__name__}.{kind_of(spec)}").open(spec, modalities, gsd, gate)
     return source

@@ -23,7 +23,7 @@ from mmbuild.sources import Ask, SourceSpec, Usage
 from mmbuild.sources.earthengine import expressions
 from mmbuild.sources.earthengine.blocks import Block, block_of
 from mmbuild.sources.earthengine.session import call, connect, identity
-from mmbuild.throttle import with_retries
+from mmbuild.throttle import Gate, with_retries
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -35,16 +35,20 @@ SAMPLES_PER_SEARCH = 32
 _AFFINE_KEYS = ("scaleX", "shearX", "translateX", "shearY", "scaleY", "translateY")
 
 
-def open(spec: SourceSpec, modalities: Mapping[str, Modality], gsd: Mapping[str, float]) -> EarthEngine:
+def open(
+    spec: SourceSpec, modalities: Mapping[str, Modality], gsd: Mapping[str, float], gate: Gate | None = None
+) -> EarthEngine:
     """Connect this process to Earth Engine, live or offline; UserError without credentials for the live service."""
-    return EarthEngine(spec, modalities, gsd)
+    return EarthEngine(spec, modalities, gsd, gate)
 
 
 class EarthEngine:
     """The Source over Earth Engine; ``gsd`` says at which pixel size each modality is stored."""
 
-    def __init__(self, spec: SourceSpec, modalities: Mapping[str, Modality], gsd: Mapping[str, float]) -> None:
-        self.spec, self.gsd, self.usage = spec, dict(gsd), Usage()
+    def __init__(
+        self, spec: SourceSpec, modalities: Mapping[str, Modality], gsd: Mapping[str, float], gate: Gate | None = None
+    ) -> None:
+        self.spec, self.gsd, self.usage, self.gate = spec, dict(gsd), Usage(), gate
         self.modalities = {name: m for name, m in modalities.items() if "earthengine" in m.sources}
         self.blocks = {name: block_of(modality) for name, modality in self.modalities.items()}
         connect(spec)
