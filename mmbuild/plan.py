@@ -13,13 +13,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from mmbuild import samplers
-from mmbuild.choose import Sample, anchor_year
+from mmbuild.choose import SCREEN_ROUNDS, Sample, anchor_year
 from mmbuild.cube import layouts
 from mmbuild.errors import UserError
 from mmbuild.grid import tile_at, tile_grid, to_earthengine, utm_grid
 from mmbuild.recipe import BiomeSampler, Recipe
 from mmbuild.samplers.area import read_polygons
-from mmbuild.sources import derived
+from mmbuild.sources import PAIRS_PER_REQUEST, SAMPLES_PER_REQUEST, derived
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -54,8 +54,10 @@ def estimate(recipe: Recipe, samples: int) -> Plan:
     shards = math.ceil(samples / recipe.store.samples_per_shard)
     asked = [a for name, a in arrays.items() if not recipe.modality_defs[name].is_derived]
     lattices = {a.gsd for a in asked if a.gsd is not None}
-    searches = shards * math.ceil(recipe.store.samples_per_shard / 32)
-    screens = searches if recipe.anchor.min_clear is not None else 0
+    per_shard = min(samples, recipe.store.samples_per_shard)
+    searches = shards * math.ceil(per_shard / SAMPLES_PER_REQUEST)
+    # Of each sample so many scenes are screened first; a second round is asked for the few that fail them.
+    screens = shards * math.ceil(per_shard * SCREEN_ROUNDS[0] / PAIRS_PER_REQUEST) if recipe.anchor.min_clear else 0
     requests = samples * len(lattices) + searches + screens
     rate = min(REQUESTS_PER_SECOND, CONCURRENT_REQUESTS / TYPICAL_LATENCY_S)
     return Plan(

@@ -18,19 +18,21 @@ from mmbuild.cli.options import (
     ArchiveOption,
     ArchiveRootOption,
     JsonOption,
+    KeyOption,
     OutArg,
     RecipeArg,
+    RecordOption,
+    ReplayOption,
     SamplesOption,
     SetOption,
     SourceOption,
     console,
     errors,
-    in_bytes,
-    in_time,
     no_archive,
     text_of,
     user_errors,
 )
+from mmbuild.cli.plans import forecast_of, print_forecast, print_plan
 from mmbuild.cli.progress import print_status, progress_of_build
 from mmbuild.errors import MMBuildError, UserError
 
@@ -101,24 +103,29 @@ def validate(recipe: RecipeArg, overrides: SetOption = None) -> None:
 
 @app.command()
 def plan(
-    recipe: RecipeArg, samples: SamplesOption = None, overrides: SetOption = None, as_json: JsonOption = False
+    recipe: RecipeArg,
+    samples: SamplesOption = None,
+    probe: Annotated[int | None, typer.Option(min=1, help="Ask for so many samples really, and forecast.")] = None,
+    source: SourceOption = None,
+    archive: ArchiveOption = None,
+    archive_root: ArchiveRootOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Say what a build will ask and store; spends nothing."""
+    """Say what a build will ask and store; spends nothing unless a probe is asked for."""
     from mmbuild.plan import count_places, estimate
 
     found = _recipe(recipe, overrides, samples)
     work = estimate(found, samples or found.samples or count_places(found))
+    spec = _source(found, source, archive, archive_root)
+    forecast = None if probe is None else forecast_of(found, spec, work.samples, probe)
     if as_json:
-        print(json.dumps(asdict(work) | {"raw_bytes": work.raw_bytes}, indent=1))
+        told = {} if forecast is None else {"probe": asdict(forecast)}
+        print(json.dumps(asdict(work) | {"raw_bytes": work.raw_bytes} | told, indent=1))
         return
-    console.print(f"{found.name}: {work.samples} samples in {work.shards} shards, {len(work.modalities)} modalities")
-    console.print(f"  raw pixels: {in_bytes(work.raw_bytes_per_sample)} a sample, {in_bytes(work.raw_bytes)} in all")
-    total = work.pixel_requests + work.metadata_requests
-    console.print(
-        f"  requests: {work.pixel_requests} for pixels + {work.metadata_requests} for metadata = "
-        f"{total / work.samples:.2f} a sample, when every first place works"
-    )
-    console.print(f"  at Earth Engine's limits (40 at a time, 1 s each, believed): {in_time(work.seconds_at_quota)}")
+    print_plan(found.name, work)
+    if forecast is not None:
+        print_forecast(forecast)
 
 
 @app.command()
@@ -131,13 +138,19 @@ def build(
     archive_root: ArchiveRootOption = None,
     workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0 uses threads.")] = 0,
     scheduler: Annotated[str | None, typer.Option(metavar="ADDR", help="Address of a running Dask scheduler.")] = None,
+    key: KeyOption = None,
+    record: RecordOption = None,
+    replay: ReplayOption = None,
     overrides: SetOption = None,
 ) -> None:
     """Build a corpus, or finish, retry or extend one."""
+    from dataclasses import replace
+
     from mmbuild.build import build_corpus
 
     found = _recipe(recipe, overrides, samples)
     spec = _source(found, source, archive, archive_root)
+    spec = replace(spec, key=text_of(key), record=text_of(record), replay=text_of(replay))
     try:
         with progress_of_build() as show:
             corpus = build_corpus(
@@ -244,11 +257,9 @@ def _source(recipe: Recipe, name: str | None, archive: Path | None, root: Path |
 
     from mmbuild.build import spec_of
 
-    spec = spec_of(recipe)
-    if name is not None:
-        spec = replace(spec, name=name)
+    spec = spec_of(recipe, name if archive is None else "sandbox")
     if archive is not None:
-        spec = replace(spec, name="sandbox", archive=text_of(archive), archive_root=None)
+        spec = replace(spec, archive=text_of(archive), archive_root=None)
     if root is not None:
         if spec.archive is None:
             raise no_archive()

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 # The earthengine source over the offline Earth Engine.
 SANDBOX = "sandbox"
 
+# Samples whose scenes are asked for in one metadata request, and pairs of a sample and a scene that are screened in one:
+# the expression stays far below the 10 MB that a request may have, the answer below 5,000 elements a list.
+SAMPLES_PER_REQUEST = 32
+PAIRS_PER_REQUEST = 64
+
 # Held while any Usage is added to: its counters are read, added and written. Outside Usage, which is sent by pickle.
 _counting = threading.Lock()
 
@@ -42,15 +47,19 @@ class Ask:
 
 @dataclass(kw_only=True)
 class Usage:
-    """What a source was asked: counts of requests that were answered, of retries, and of bytes received.
+    """What a source was asked: counts of requests that were answered, of retries, and what all of them cost.
 
-    Threads share one, so it only ever grows through ``add``.
+    bytes: received, and sent_bytes: sent, as they went over the wire. eecu_seconds: Earth Engine compute units times
+    seconds, as far as answers tell (the live service's do not). Threads share one, so it only ever grows through
+    ``add``.
     """
 
     metadata_requests: int = 0
     pixel_requests: int = 0
     retries: int = 0
     bytes: int = 0
+    sent_bytes: int = 0
+    eecu_seconds: float = 0.0
 
     def add(self, other: Usage) -> None:
         """Add the counts of another one, exactly also when several threads do."""
@@ -90,6 +99,8 @@ class SourceSpec:
     """How to open a source, as plain data that travels to workers.
 
     others: the sources of the modalities that do not come from this one, by modality; one of a name is one source.
+    key: a service account's key file. tag: what requests are labelled with in the project's bill. record: a folder that
+    keeps every request and answer; replay: one that answers instead of a network.
     """
 
     name: str
@@ -97,6 +108,10 @@ class SourceSpec:
     project: str | None = None
     archive: str | None = None
     archive_root: str | None = None
+    key: str | None = None
+    tag: str | None = None
+    record: str | None = None
+    replay: str | None = None
     others: Mapping[str, SourceSpec] = field(default_factory=dict)
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ee
@@ -19,10 +20,12 @@ from mmbuild.choose import Choice, Sample, Scene
 from mmbuild.errors import SourceError, UserError
 from mmbuild.grid import to_earthengine
 from mmbuild.modality import Modality
-from mmbuild.sources import Ask, SourceSpec, Usage
+from mmbuild.sources import PAIRS_PER_REQUEST, SAMPLES_PER_REQUEST, Ask, SourceSpec, Usage
 from mmbuild.sources.earthengine import expressions
 from mmbuild.sources.earthengine.blocks import Block, block_of
-from mmbuild.sources.earthengine.session import call, connect, identity
+from mmbuild.sources.earthengine.meter import last_exchange, workload_tag
+from mmbuild.sources.earthengine.refusals import about
+from mmbuild.sources.earthengine.session import Blame, building, call, connect, identity, patience, require
 from mmbuild.throttle import Gate, with_retries
 
 if TYPE_CHECKING:
@@ -30,8 +33,6 @@ if TYPE_CHECKING:
 
 # computePixels rejects answers above 48 MB, counted with one mask byte per value (Earth Engine REST reference).
 RESPONSE_LIMIT_BYTES = 48 * 2**20
-# Samples asked for in one metadata request: the graph stays far below the 10 MB payload limit.
-SAMPLES_PER_SEARCH = 32
 _AFFINE_KEYS = ("scaleX", "shearX", "translateX", "shearY", "scaleY", "translateY")
 
 
@@ -49,6 +50,7 @@ class EarthEngine:
         self, spec: SourceSpec, modalities: Mapping[str, Modality], gsd: Mapping[str, float], gate: Gate | None = None
     ) -> None:
         self.spec, self.gsd, self.usage, self.gate = spec, dict(gsd), Usage(), gate
+        self.tag = workload_tag(spec.tag)
         self.modalities = {name: m for name, m in modalities.items() if "earthengine" in m.sources}
         self.blocks = {name: block_of(modality) for name, modality in self.modalities.items()}
         connect(spec)
@@ -60,10 +62,12 @@ class EarthEngine:
 
     def search(self, samples: Sequence[Sample], asks: Mapping[int, Sequence[Ask]]) -> list[Scene]:
         scenes: list[Scene] = []
-        for first in range(0, len(samples), SAMPLES_PER_SEARCH):
-            part = samples[first : first + SAMPLES_PER_SEARCH]
-            queries = [ee.Dictionary(self._queries(sample, asks[sample.slot])) for sample in part]
-            answers = self._compute(ee.List(queries))
+        for first in range(0, len(samples), SAMPLES_PER_REQUEST):
+            part = samples[first : first + SAMPLES_PER_REQUEST]
+            blame = self._blame([ask.modality.name for sample in part for ask in asks[sample.slot]])
+            with building(blame):
+                queries = ee.List([ee.Dictionary(self._queries(sample, asks[sample.slot])) for sample in part])
+            answers = self._compute(queries, blame)
             for sample, answer in zip(part, answers, strict=True):
                 scenes += self._scenes(sample, asks[sample.slot], answer)
         return scenes
@@ -106,14 +110,18 @@ class EarthEngine:
 
     def screen(self, pairs: Sequence[tuple[Sample, Scene]]) -> list[float | None]:
         fractions: list[float | None] = []
-        for first in range(0, len(pairs), SAMPLES_PER_SEARCH):
-            fractions += self._screen(pairs[first : first + SAMPLES_PER_SEARCH])
+        for first in range(0, len(pairs), PAIRS_PER_REQUEST):
+            fractions += self._screen(pairs[first : first + PAIRS_PER_REQUEST])
         return fractions
 
     def _screen(self, pairs: Sequence[tuple[Sample, Scene]]) -> list[float | None]:
         """One metadata request; one that is too large is halved until it fits."""
+        rules = [self.modalities[scene.modality].clear for _, scene in pairs]
+        blame = self._blame([rule.modality for rule in rules if rule is not None])
         try:
-            answers = self._compute(ee.List([self._clear(sample, scene) for sample, scene in pairs]))
+            with building(blame):
+                clear = ee.List([self._clear(sample, scene) for sample, scene in pairs])
+            answers = self._compute(clear, blame)
         except SourceError as error:
             if not error.too_large or len(pairs) == 1:
                 raise
@@ -141,8 +149,8 @@ class EarthEngine:
             crsTransform=[affine[key] for key in _AFFINE_KEYS],
         ).get("clear")
 
-    def _compute(self, expression: Any) -> Any:
-        answer = self._retrying(lambda: call(expression.getInfo))
+    def _compute(self, expression: Any, blame: Blame) -> Any:
+        answer = self._asked(expression.getInfo, blame)
         self.usage.add(Usage(metadata_requests=1))
         return answer
 
@@ -202,15 +210,18 @@ class EarthEngine:
         self, sample: Sample, gsd: float, names: Sequence[str], choices: Mapping[str, Choice]
     ) -> dict[str, np.ndarray]:
         """One pixel request: all bands of ``names`` on one grid, named by position so that no name can collide."""
-        images = [
-            expressions.stored(
-                self.modalities[name], self.blocks[name], choices[name], expressions.region(sample)
-            ).rename([f"m{position}_{band}" for band in range(len(self.modalities[name].bands))])
-            for position, name in enumerate(names)
-        ]
+        blame = self._blame(names)
+        with building(blame):
+            images = [
+                expressions.stored(
+                    self.modalities[name], self.blocks[name], choices[name], expressions.region(sample)
+                ).rename([f"m{position}_{band}" for band in range(len(self.modalities[name].bands))])
+                for position, name in enumerate(names)
+            ]
+            image = ee.Image.cat(images)
         grid = to_earthengine(sample.grid(gsd))
-        pixels = self._retrying(lambda: self._pixels(ee.Image.cat(images), grid, names))
-        self.usage.add(Usage(pixel_requests=1, bytes=pixels.nbytes))
+        pixels = self._asked(lambda: self._pixels(image, grid, names), blame)
+        self.usage.add(Usage(pixel_requests=1))
         chips = {}
         for position, name in enumerate(names):
             bands = [f"m{position}_{band}" for band in range(len(self.modalities[name].bands))]
@@ -222,7 +233,7 @@ class EarthEngine:
 
         Anything but the whole answer is a transient SourceError; another dtype than asked for is one for good.
         """
-        raw = call(lambda: ee.data.computePixels({"expression": image, "fileFormat": "NPY", "grid": grid}))
+        raw = ee.data.computePixels({"expression": image, "fileFormat": "NPY", "grid": grid})
         try:
             pixels: np.ndarray = np.load(io.BytesIO(raw), allow_pickle=False)
         except (ValueError, EOFError) as error:
@@ -253,7 +264,7 @@ class EarthEngine:
             request: dict[str, Any] = {"expression": ee.FeatureCollection(name), "pageSize": 1000}
             if token:
                 request["pageToken"] = token
-            page = self._retrying(lambda request=request: _page(request))
+            page = self._asked(partial(_page, request), lambda text: f"table {name}")
             self.usage.add(Usage(metadata_requests=1))
             features += page.get("features", [])
             token = page.get("nextPageToken")
@@ -261,16 +272,37 @@ class EarthEngine:
                 break
         return gpd.GeoDataFrame.from_features(features, crs="EPSG:4326")
 
-    def _retrying(self, ask: Any) -> Any:
-        def count(error: SourceError) -> None:
-            self.usage.add(Usage(retries=1))
+    # -- asking ---------------------------------------------------------------------------------------------------
 
-        return with_retries(ask, sleep=time.sleep, on_retry=count)
+    def _asked(self, ask: Callable[[], Any], blame: Blame) -> Any:
+        """The answer, asked for again while that can help; every try is counted with what it cost."""
+        require(self.spec)
+
+        def once() -> Any:
+            try:
+                return call(ask, gate=self.gate, tag=self.tag, blame=blame)
+            finally:
+                cost = last_exchange()
+                if cost is not None:
+                    sent, received = cost.sent_bytes, cost.received_bytes
+                    self.usage.add(Usage(bytes=received, sent_bytes=sent, eecu_seconds=cost.eecu_s or 0.0))
+
+        def again(error: SourceError) -> None:
+            self.usage.add(Usage(retries=1))
+            patience.again(error)
+
+        answer = with_retries(once, sleep=time.sleep, on_retry=again)
+        patience.answered()
+        return answer
+
+    def _blame(self, names: Iterable[str]) -> Blame:
+        """Says which of these modalities a refusal is about."""
+        return partial(about, list(dict.fromkeys(names)), self.modalities, self.blocks)
 
 
 def _page(request: dict[str, Any]) -> dict[str, Any]:
     """One page of a table; the client hands on the text of a body that is no JSON, which is a transient error."""
-    page = call(lambda: ee.data.computeFeatures(request))
+    page = ee.data.computeFeatures(request)
     if not isinstance(page, dict):
         raise SourceError("a page of a table is not a whole JSON object", transient=True)
     return page

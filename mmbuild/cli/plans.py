@@ -1,0 +1,65 @@
+"""What a person reads of a plan: what will be asked and stored, and what a probe says that it will cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.progress import Progress
+from rich.table import Table
+
+from mmbuild.cli.options import console, errors, in_bytes, in_time
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mmbuild.plan import Plan
+    from mmbuild.probe import Forecast, Interval
+    from mmbuild.recipe import Recipe
+    from mmbuild.sources import SourceSpec
+
+
+def print_plan(name: str, work: Plan) -> None:
+    """The counts that follow from the recipe alone."""
+    console.print(f"{name}: {work.samples} samples in {work.shards} shards, {len(work.modalities)} modalities")
+    console.print(f"  raw pixels: {in_bytes(work.raw_bytes_per_sample)} a sample, {in_bytes(work.raw_bytes)} in all")
+    total = work.pixel_requests + work.metadata_requests
+    console.print(
+        f"  requests: {work.pixel_requests} for pixels + {work.metadata_requests} for metadata = "
+        f"{total / work.samples:.2f} a sample, when every first place works"
+    )
+    console.print(f"  at Earth Engine's limits (40 at a time, 1 s each, believed): {in_time(work.seconds_at_quota)}")
+
+
+def forecast_of(recipe: Recipe, spec: SourceSpec, samples: int, probed: int) -> Forecast:
+    """Probe with a bar on a terminal."""
+    from mmbuild.probe import probe
+
+    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task("probing", total=min(probed, samples))
+        return probe(
+            recipe, spec, samples=samples, probed=probed, progress=lambda done: bar.update(task, completed=done)
+        )
+
+
+def print_forecast(forecast: Forecast) -> None:
+    """The forecast with its bounds, and what the probe took."""
+    spent = forecast.spent
+    table = Table("forecast", "expected", "90 % between")
+    rows: list[tuple[str, Interval | None, Callable[[float], str]]] = [
+        ("requests", forecast.requests, lambda value: f"{value:,.0f}"),
+        ("received", forecast.bytes, in_bytes),
+        ("EECU-hours", forecast.eecu_hours, lambda value: f"{value:.3g}"),
+        ("time here", forecast.seconds, in_time),
+    ]
+    for name, value, show in rows:
+        bounds = ("not told by this service", "") if value is None else (
+            show(value.expected), f"{show(value.low)} and {show(value.high)}"
+        )  # fmt: skip
+        table.add_row(name, *bounds)
+    console.print(table)
+    requests = spent.metadata_requests + spent.pixel_requests
+    console.print(
+        f"  the probe asked for {forecast.probed} samples ({forecast.stored} could be stored) and spent "
+        f"{requests} requests, {in_bytes(spent.bytes)}, {spent.eecu_seconds / 3600:.3g} EECU-hours, "
+        f"{in_time(forecast.spent_s)}; its pixels are not kept"
+    )
