@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import google_crc32c
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numcodecs import blosc
 
 from mmbuild.errors import IntegrityError, UserError
@@ -157,10 +158,9 @@ def _tree(
     objects: dict[str, Any] = {}
     memory = zarr.storage.MemoryStore(objects)
     group = zarr.create_group(memory, zarr_format=3, attributes=dict(attributes))
-    columns = {} if root is None else {name: root[name].to_pylist() for name in root.column_names}
-    for name, column in columns.items():
-        if not name.startswith("datetime:"):
-            values = np.array(column)
+    for name in [] if root is None else root.column_names:
+        if root is not None and not name.startswith("datetime:"):
+            values = _values(root[name])
             _coordinate(group, name, values, ("sample", "affine")[: values.ndim])
     for layout in arrays.values():
         _array_group(group, layout, slots, root)
@@ -171,6 +171,15 @@ def _tree(
         for path in (*arrays, ""):
             zarr.consolidate_metadata(memory, path=path)
     return {key: buffer.to_bytes() for key, buffer in objects.items() if "/data/c/" not in key}
+
+
+def _values(column: pa.ChunkedArray) -> np.ndarray:
+    """A column as an array: (row,), or (row, width) of a list of fixed width; texts as numpy's own."""
+    if pa.types.is_fixed_size_list(column.type):
+        flat: np.ndarray = column.combine_chunks().flatten().to_numpy()
+        return flat.reshape(len(column), column.type.list_size)
+    values: np.ndarray = column.to_numpy()
+    return values.astype(str) if values.dtype == object else values
 
 
 def _array_group(root_group: Any, layout: ArrayLayout, slots: int, root: pa.Table | None) -> None:
@@ -238,42 +247,38 @@ def root_table(corpus: Corpus, splits: Mapping[int, str]) -> pa.Table:
     """The per-sample coordinates of the cube's root, and each modality's datetimes, one row per slot.
 
     splits: slot -> split; a slot that is not stored has none. transform: affine (a, b, c, d, e, f) of the sample grid.
+    A slot that is not built yet has an id and nothing else.
     """
-    records = corpus.records()
-    rows: dict[int, dict[str, Any]] = {slot: _empty_row(slot) for slot in range(corpus.n_slots)}
-    times: dict[str, list[Any]] = {name: [None] * corpus.n_slots for name in corpus.modalities}
+    names = ["slot", "sample_id", "sample_status", "lon", "lat", "epsg", "x0", "y0", "tags", "modality", "datetime"]
+    records = corpus.records(names).combine_chunks()
+    slots = np.arange(corpus.n_slots)
+    known, first = np.unique(records["slot"].to_numpy(), return_index=True)
+    row = np.full(corpus.n_slots, -1)
+    row[known] = first
+    samples = records.take(pa.array(row, mask=row < 0))
     gsd = corpus.recipe.gsd_of_grid
-    for row in records.to_pylist():
-        slot = row["slot"]
-        rows[slot] = {
-            "id": row["sample_id"],
-            "lon": row["lon"],
-            "lat": row["lat"],
-            "crs": f"EPSG:{row['epsg']}",
-            "transform": [gsd, 0.0, row["x0"], 0.0, -gsd, row["y0"]],
-            "status": row["sample_status"],
-            "split": splits.get(slot, ""),
-            "tags": row["tags"],
-        }
-        times[row["modality"]][slot] = row["datetime"]
-    table = pa.Table.from_pylist([rows[slot] for slot in sorted(rows)])
-    for name, column in times.items():
-        table = table.append_column(f"datetime:{name}", pa.array(column, type=TIMESTAMP))
-    return table
+    x0, y0 = (samples[name].to_numpy(zero_copy_only=False) for name in ("x0", "y0"))
+    transform = np.full((len(slots), 6), np.nan)
+    transform[known] = np.stack([np.broadcast_to(v, len(slots)) for v in (gsd, 0.0, x0, 0.0, -gsd, y0)], axis=1)[known]
+    ids = pc.utf8_lpad(pa.array(slots).cast(pa.string()), 6, "0")
+    columns = {
+        "id": pc.fill_null(samples["sample_id"], ids),
+        "lon": pc.fill_null(samples["lon"], np.nan), "lat": pc.fill_null(samples["lat"], np.nan),
+        "crs": pc.fill_null(pc.binary_join_element_wise("EPSG:", samples["epsg"].cast(pa.string()), ""), ""),
+        "transform": pa.FixedSizeListArray.from_arrays(pa.array(transform.ravel()), 6),
+        "status": pc.fill_null(samples["sample_status"], ""),
+        "split": pa.array([splits.get(slot, "") for slot in slots.tolist()], pa.string()),
+        "tags": pc.fill_null(samples["tags"], "{}"),
+    }  # fmt: skip
+    return pa.table(columns | {f"datetime:{name}": _times(records, name, row) for name in corpus.modalities})
 
 
-def _empty_row(slot: int) -> dict[str, Any]:
-    nowhere = float("nan")
-    return {
-        "id": f"{slot:06d}",
-        "lon": nowhere,
-        "lat": nowhere,
-        "crs": "",
-        "transform": [nowhere] * 6,
-        "status": "",
-        "split": "",
-        "tags": "{}",
-    }
+def _times(records: pa.Table, modality: str, row: np.ndarray) -> pa.Array:
+    """The date of a modality at every slot, null where there is none; ``row`` has one entry a slot."""
+    own = records.filter(pc.equal(records["modality"], modality))
+    place = np.full(len(row), -1)
+    place[own["slot"].to_numpy()] = np.arange(len(own))
+    return own["datetime"].cast(TIMESTAMP).take(pa.array(place, mask=place < 0))
 
 
 def root_attributes(corpus: Corpus) -> dict[str, Any]:
@@ -333,10 +338,11 @@ class Corpus:
         """(time, band, y, x) or (time, band)."""
         return (self.layouts[modality].times, *self.layouts[modality].chip)
 
-    def records(self) -> pa.Table:
-        """Every commit record, in shard order; see RECORD_SCHEMA."""
-        tables = [read_record(self.store, shard) for shard in committed_shards(self.store)]
-        return pa.concat_tables(tables) if tables else RECORD_SCHEMA.empty_table()
+    def records(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Every commit record, in shard order, whole or some of its columns; see RECORD_SCHEMA."""
+        tables = [read_record(self.store, shard, columns) for shard in committed_shards(self.store)]
+        schema = RECORD_SCHEMA if columns is None else pa.schema([RECORD_SCHEMA.field(name) for name in columns])
+        return pa.concat_tables(tables) if tables else schema.empty_table()
 
     def locations(self) -> gpd.GeoDataFrame:
         import io
@@ -359,14 +365,22 @@ class Corpus:
         return LocalStore(handle, read_only=True) if self.store.is_local else ObjectStore(handle, read_only=True)
 
     @cached_property
-    def _places(self) -> dict[tuple[str, int, int], tuple[int, int]]:
-        table = self.records().select(["modality", "slot", "time", "offset", "length"])
-        return {(r["modality"], r["slot"], r["time"]): (r["offset"], r["length"]) for r in table.to_pylist()}
+    def _places(self) -> dict[str, np.ndarray]:
+        """Offset and length of every chip of a modality, (slot, time, 2); -1 where none is stored."""
+        table = self.records(["modality", "slot", "time", "offset", "length"]).combine_chunks()
+        found = {}
+        for name in self.modalities:
+            own = table.filter(pc.equal(table["modality"], name))
+            places = np.full((self.n_slots, self.shape(name)[0], 2), -1, np.int64)
+            at = own["slot"].to_numpy(), own["time"].to_numpy()
+            places[at] = np.stack([own["offset"].to_numpy(), own["length"].to_numpy()], axis=1)
+            found[name] = places
+        return found
 
     def read_chip(self, modality: str, slot: int, time: int = 0) -> np.ndarray:
         """One chip, (band, y, x) or (band,); all nodata when it is not stored."""
         layout = self.layouts[modality]
-        offset, length = self._places.get((modality, slot, time), (-1, -1))
+        offset, length = map(int, self._places[modality][slot, time]) if slot < self.n_slots else (-1, -1)
         if offset < 0:
             return np.full(layout.chip, layout.modality.fill)
         shard = slot // self.samples_per_shard

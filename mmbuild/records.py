@@ -44,12 +44,13 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def read_record(store: Store, shard: int) -> pa.Table:
-    return read_parquet(store, record_key(shard))
+def read_record(store: Store, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """The commit record of a shard, whole or some of its columns; see RECORD_SCHEMA."""
+    return read_parquet(store, record_key(shard), columns)
 
 
-def read_parquet(store: Store, key: str) -> pa.Table:
-    return pq.read_table(pa.BufferReader(store.get(key)))
+def read_parquet(store: Store, key: str, columns: Sequence[str] | None = None) -> pa.Table:
+    return pq.read_table(pa.BufferReader(store.get(key)), columns=None if columns is None else list(columns))
 
 
 def committed_shards(store: Store) -> list[int]:

@@ -217,8 +217,8 @@ def split_corpus(corpus: Corpus) -> dict[int, str]:
 
 def _places(corpus: Corpus) -> tuple[Ints, Floats, Floats]:
     """Slot, longitude and latitude of every stored sample, by slot."""
-    table = corpus.records().select(["slot", "sample_status", "lon", "lat"]).combine_chunks()
-    stored = np.asarray(table["sample_status"].to_pylist(), dtype=object) == "stored"
+    table = corpus.records(["slot", "sample_status", "lon", "lat"]).combine_chunks()
+    stored = table["sample_status"].to_numpy(zero_copy_only=False) == "stored"
     slots, first = np.unique(table["slot"].to_numpy()[stored], return_index=True)
     lon, lat = (table[name].to_numpy()[stored][first] for name in ("lon", "lat"))
     return slots, lon, lat

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmbuild.modality import Modality
 
@@ -200,17 +201,16 @@ def compute(corpus: Corpus, splits: Mapping[int, str], *, threads: int | None = 
     splits: slot -> split of every stored sample. Values are those on disk (apply scale and offset of the band for
     physical units); std divides by the count. Chips are counted by status over all samples of the catalogue.
     """
-    records = corpus.records().select(["slot", "modality", "time", "status"]).combine_chunks()
-    slots, names = records["slot"].to_numpy(), np.asarray(records["modality"].to_pylist(), dtype=object)
-    wanted = np.isin(slots, list(splits))
+    records = corpus.records(["slot", "modality", "time", "status"]).combine_chunks()
+    records = records.filter(pa.array(np.isin(records["slot"].to_numpy(), list(splits))))
+    train = [slot for slot, split in splits.items() if split == "train"]
     modalities = {}
     for name, modality in corpus.modalities.items():
-        own = records.filter(pa.array(wanted & (names == name)))
-        places = [
-            (row["slot"], row["time"])
-            for row in own.to_pylist()
-            if row["status"] == "stored" and splits[row["slot"]] == "train"
-        ]
+        own = records.filter(pc.equal(records["modality"], name))
+        taken = own.filter(
+            pc.and_(pc.equal(own["status"], "stored"), pc.is_in(own["slot"], pa.array(train, pa.int64())))
+        )
+        places = list(zip(taken["slot"].to_pylist(), taken["time"].to_pylist(), strict=True))
         modalities[name] = {
             "values": modality.values,
             "chips": dict(sorted(Counter(own["status"].to_pylist()).items())),

@@ -17,7 +17,7 @@ def summary(corpus: Corpus) -> dict[str, Any]:
 
     ``missing`` counts slots without a commit record yet.
     """
-    records = corpus.records()
+    records = corpus.records(["modality", "sample_status", "status", "reason", "valid_fraction"])
     first = next(iter(corpus.modalities))
     samples = Counter(records.filter(pc.equal(records["modality"], first))["sample_status"].to_pylist())
     known = sum(samples.values())
