@@ -11,7 +11,7 @@ import json
 import os
 import struct
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 CUBE = "cube.zarr"
+# Samples whose records are in memory together: with 13 modalities some 12 MB, and as much again for each step of work.
+SAMPLES_PER_PART = 1024
 # Zarr's sharding codec marks an absent inner chunk with the largest unsigned integer, twice (sharding spec, v1.0).
 _ABSENT = 2**64 - 1
 _CRC_BYTES = 4
@@ -249,12 +251,11 @@ def root_table(corpus: Corpus, splits: Mapping[int, str]) -> pa.Table:
     splits: slot -> split; a slot that is not stored has none. transform: affine (a, b, c, d, e, f) of the sample grid.
     A slot that is not built yet has an id and nothing else.
     """
-    names = ["slot", "sample_id", "sample_status", "lon", "lat", "epsg", "x0", "y0", "tags", "modality", "datetime"]
-    records = corpus.records(names).combine_chunks()
+    records = corpus.samples(["sample_id", "sample_status", "lon", "lat", "epsg", "x0", "y0", "tags"])
     slots = np.arange(corpus.n_slots)
-    known, first = np.unique(records["slot"].to_numpy(), return_index=True)
+    known = records["slot"].to_numpy()
     row = np.full(corpus.n_slots, -1)
-    row[known] = first
+    row[known] = np.arange(len(known))
     samples = records.take(pa.array(row, mask=row < 0))
     gsd = corpus.recipe.gsd_of_grid
     x0, y0 = (samples[name].to_numpy(zero_copy_only=False) for name in ("x0", "y0"))
@@ -270,15 +271,17 @@ def root_table(corpus: Corpus, splits: Mapping[int, str]) -> pa.Table:
         "split": pa.array([splits.get(slot, "") for slot in slots.tolist()], pa.string()),
         "tags": pc.fill_null(samples["tags"], "{}"),
     }  # fmt: skip
-    return pa.table(columns | {f"datetime:{name}": _times(records, name, row) for name in corpus.modalities})
+    return pa.table(columns | {f"datetime:{name}": times for name, times in _times(corpus).items()})
 
 
-def _times(records: pa.Table, modality: str, row: np.ndarray) -> pa.Array:
-    """The date of a modality at every slot, null where there is none; ``row`` has one entry a slot."""
-    own = records.filter(pc.equal(records["modality"], modality))
-    place = np.full(len(row), -1)
-    place[own["slot"].to_numpy()] = np.arange(len(own))
-    return own["datetime"].cast(TIMESTAMP).take(pa.array(place, mask=place < 0))
+def _times(corpus: Corpus) -> dict[str, pa.Array]:
+    """The date of every modality at every slot, null where there is none."""
+    dates = {name: np.full(corpus.n_slots, np.datetime64("NaT"), "datetime64[ms]") for name in corpus.modalities}
+    for part in corpus.record_parts(["slot", "modality", "datetime"]):
+        for name, own in dates.items():
+            rows = part.filter(pc.equal(part["modality"], name))
+            own[rows["slot"].to_numpy()] = rows["datetime"].to_numpy().astype("datetime64[ms]")
+    return {name: pa.array(own).cast(TIMESTAMP) for name, own in dates.items()}
 
 
 def root_attributes(corpus: Corpus) -> dict[str, Any]:
@@ -290,6 +293,10 @@ def root_attributes(corpus: Corpus) -> dict[str, Any]:
         "mmbuild:digest": corpus.digest,
         "mmbuild:synthetic": corpus.synthetic,
     }
+
+
+def _schema(columns: Sequence[str] | None) -> pa.Schema:
+    return RECORD_SCHEMA if columns is None else pa.schema([RECORD_SCHEMA.field(name) for name in columns])
 
 
 def open_corpus(location: str | os.PathLike[str]) -> Corpus:
@@ -341,8 +348,26 @@ class Corpus:
     def records(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Every commit record, in shard order, whole or some of its columns; see RECORD_SCHEMA."""
         tables = [read_record(self.store, shard, columns) for shard in committed_shards(self.store)]
-        schema = RECORD_SCHEMA if columns is None else pa.schema([RECORD_SCHEMA.field(name) for name in columns])
-        return pa.concat_tables(tables) if tables else schema.empty_table()
+        return pa.concat_tables(tables) if tables else _schema(columns).empty_table()
+
+    def record_parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The same a few whole shards at a time, in order: what goes through all records need not hold them all.
+
+        There is always a part, of no rows where there are no records.
+        """
+        shards = committed_shards(self.store)
+        step = max(1, SAMPLES_PER_PART // self.samples_per_shard)
+        for first in range(0, max(1, len(shards)), step):
+            tables = [read_record(self.store, shard, columns) for shard in shards[first : first + step]]
+            yield pa.concat_tables([_schema(columns).empty_table(), *tables]).combine_chunks()
+
+    def samples(self, columns: Sequence[str]) -> pa.Table:
+        """One row a slot that has a record, by slot: what its records say of the sample itself."""
+        parts = []
+        for part in self.record_parts(["slot", *columns]):
+            _, first = np.unique(part["slot"].to_numpy(), return_index=True)
+            parts.append(part.take(pa.array(first)))
+        return pa.concat_tables(parts).combine_chunks()
 
     def locations(self) -> gpd.GeoDataFrame:
         import io
@@ -367,14 +392,12 @@ class Corpus:
     @cached_property
     def _places(self) -> dict[str, np.ndarray]:
         """Offset and length of every chip of a modality, (slot, time, 2); -1 where none is stored."""
-        table = self.records(["modality", "slot", "time", "offset", "length"]).combine_chunks()
-        found = {}
-        for name in self.modalities:
-            own = table.filter(pc.equal(table["modality"], name))
-            places = np.full((self.n_slots, self.shape(name)[0], 2), -1, np.int64)
-            at = own["slot"].to_numpy(), own["time"].to_numpy()
-            places[at] = np.stack([own["offset"].to_numpy(), own["length"].to_numpy()], axis=1)
-            found[name] = places
+        found = {name: np.full((self.n_slots, self.shape(name)[0], 2), -1, np.int64) for name in self.modalities}
+        for part in self.record_parts(["modality", "slot", "time", "offset", "length"]):
+            for name, places in found.items():
+                own = part.filter(pc.equal(part["modality"], name))
+                at = own["slot"].to_numpy(), own["time"].to_numpy()
+                places[at] = np.stack([own["offset"].to_numpy(), own["length"].to_numpy()], axis=1)
         return found
 
     def read_chip(self, modality: str, slot: int, time: int = 0) -> np.ndarray:

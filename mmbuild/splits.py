@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 import shapely
 from pyproj import Geod, Transformer
 
@@ -217,8 +218,7 @@ def split_corpus(corpus: Corpus) -> dict[int, str]:
 
 def _places(corpus: Corpus) -> tuple[Ints, Floats, Floats]:
     """Slot, longitude and latitude of every stored sample, by slot."""
-    table = corpus.records(["slot", "sample_status", "lon", "lat"]).combine_chunks()
-    stored = table["sample_status"].to_numpy(zero_copy_only=False) == "stored"
-    slots, first = np.unique(table["slot"].to_numpy()[stored], return_index=True)
-    lon, lat = (table[name].to_numpy()[stored][first] for name in ("lon", "lat"))
+    table = corpus.samples(["sample_status", "lon", "lat"])
+    table = table.filter(pc.equal(table["sample_status"], "stored"))
+    slots, lon, lat = (table[name].to_numpy() for name in ("slot", "lon", "lat"))
     return slots, lon, lat

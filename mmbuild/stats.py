@@ -10,8 +10,8 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -201,38 +201,46 @@ def compute(corpus: Corpus, splits: Mapping[int, str], *, threads: int | None = 
     splits: slot -> split of every stored sample. Values are those on disk (apply scale and offset of the band for
     physical units); std divides by the count. Chips are counted by status over all samples of the catalogue.
     """
-    records = corpus.records(["slot", "modality", "time", "status"]).combine_chunks()
-    records = records.filter(pa.array(np.isin(records["slot"].to_numpy(), list(splits))))
-    train = [slot for slot, split in splits.items() if split == "train"]
-    modalities = {}
-    for name, modality in corpus.modalities.items():
-        own = records.filter(pc.equal(records["modality"], name))
-        taken = own.filter(
-            pc.and_(pc.equal(own["status"], "stored"), pc.is_in(own["slot"], pa.array(train, pa.int64())))
-        )
-        places = list(zip(taken["slot"].to_pylist(), taken["time"].to_pylist(), strict=True))
-        modalities[name] = {
-            "values": modality.values,
-            "chips": dict(sorted(Counter(own["status"].to_pylist()).items())),
-            "train_chips": len(places),
-            "bands": _bands(corpus, modality, sorted(places), threads or min(4, os.cpu_count() or 1)),
+    train = pa.array([slot for slot, split in splits.items() if split == "train"], pa.int64())
+    known = pa.array(list(splits), pa.int64())
+    totals = {name: _empty(modality) for name, modality in corpus.modalities.items()}
+    chips: dict[str, Counter[str]] = {name: Counter() for name in totals}
+    taken: Counter[str] = Counter()
+    with ThreadPoolExecutor(max_workers=threads or min(4, os.cpu_count() or 1)) as pool:
+        for part in corpus.record_parts(["slot", "modality", "time", "status"]):
+            part = part.filter(pc.is_in(part["slot"], known))
+            for name, total in totals.items():
+                own = part.filter(pc.equal(part["modality"], name))
+                chips[name].update(own["status"].to_pylist())
+                own = own.filter(pc.and_(pc.equal(own["status"], "stored"), pc.is_in(own["slot"], train)))
+                taken[name] += len(own)
+                _add(total, corpus, name, zip(own["slot"].to_pylist(), own["time"].to_pylist(), strict=True), pool)
+    modalities = {
+        name: {
+            "values": corpus.modalities[name].values,
+            "chips": dict(sorted(chips[name].items())),
+            "train_chips": taken[name],
+            "bands": _bands(total, corpus.modalities[name]),
         }
+        for name, total in totals.items()
+    }
     counts = Counter(splits.values())
     result = {"split": "train", "samples": {s or "none": counts[s] for s in sorted(counts)}, "modalities": modalities}
     corpus.store.put("stats.json", _as_text(result).encode())
     return result
 
 
-def _bands(
-    corpus: Corpus, modality: Modality, places: Sequence[tuple[int, int]], threads: int
-) -> dict[str, dict[str, Any]]:
-    """The entry of every band, from the chips at (slot, time)."""
-    total = _empty(modality)
-    with ThreadPoolExecutor(max_workers=threads) as pool:
-        shards = [list(own) for _, own in groupby(places, lambda p: p[0] // corpus.samples_per_shard)]
-        for start in range(0, len(shards), 4 * threads):  # not all at once: parts wait in memory for their turn
-            for part in pool.map(lambda own: _of_shard(corpus, modality, own), shards[start : start + 4 * threads]):
-                total.merge(part)  # type: ignore[arg-type]  # both are of the modality's own kind
+def _add(
+    total: Continuous | Categorical, corpus: Corpus, name: str, places: Iterable[tuple[int, int]], pool: Executor
+) -> None:
+    """Add the chips at (slot, time): one partial sum a shard, merged in the order of the shards."""
+    shards = [list(own) for _, own in groupby(sorted(places), lambda place: place[0] // corpus.samples_per_shard)]
+    for part in pool.map(lambda own: _of_shard(corpus, corpus.modalities[name], own), shards):
+        total.merge(part)  # type: ignore[arg-type]  # both are of the modality's own kind
+
+
+def _bands(total: Continuous | Categorical, modality: Modality) -> dict[str, dict[str, Any]]:
+    """The entry of every band."""
     if isinstance(total, Continuous):
         return {name: total.summary(b) for b, name in enumerate(modality.band_names)}
     return {name: total.summary(b, modality.class_codes) for b, name in enumerate(modality.band_names)}

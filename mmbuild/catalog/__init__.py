@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 import stac_geoparquet.arrow as sga
 
 from mmbuild.catalog.collection import COLLECTION, ITEMS, build_collection
-from mmbuild.catalog.items import build_items, tag_column, without_nulls
+from mmbuild.catalog.items import build_items, item_parts, tag_column, without_nulls
 
 if TYPE_CHECKING:
     from mmbuild.cube import Corpus
@@ -28,9 +29,9 @@ __all__ = ["build_collection", "build_items", "item_dict", "read_items", "tag_co
 
 def write_catalog(corpus: Corpus, splits: Mapping[int, str], statistics: Mapping[str, Any], *, records: str) -> None:
     """Write items.parquet, then collection.json, which names the commit records (``records``) both were made from."""
-    items = build_items(corpus, splits)
+    items = pa.concat_tables(item_parts(corpus, splits, with_assets=False))
     collection = build_collection(corpus, items, statistics) | {"mmbuild:records": records}
-    corpus.store.put(ITEMS, _as_parquet(items, collection))
+    corpus.store.put(ITEMS, _as_parquet(item_parts(corpus, splits), collection))
     corpus.store.put(
         COLLECTION, (json.dumps(collection, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
     )
@@ -49,8 +50,12 @@ def item_dict(row: pa.Table) -> dict[str, Any]:
     return {**item, "assets": assets, "properties": properties, "links": [without_nulls(k) for k in item["links"]]}
 
 
-def _as_parquet(items: pa.Table, collection: Mapping[str, Any]) -> bytes:
+def _as_parquet(parts: Iterator[pa.Table], collection: Mapping[str, Any]) -> bytes:
+    """A GeoParquet file with one row group a part."""
+    first = next(parts)
+    batches = (batch for part in chain([first], parts) for batch in part.to_batches())
+    reader = pa.RecordBatchReader.from_batches(first.schema, batches)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ITEMS
-        sga.to_parquet(items, path, collections={collection["id"]: collection}, compression="zstd")
+        sga.to_parquet(reader, path, collections={collection["id"]: collection}, compression="zstd")
         return path.read_bytes()

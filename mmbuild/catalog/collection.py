@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +32,12 @@ _SYNTHETIC = "Synthetic values from an offline Earth, no observations."
 
 
 def build_collection(corpus: Corpus, items: pa.Table, statistics: Mapping[str, Any]) -> dict[str, Any]:
-    """The STAC Collection of what is stored: modalities without a chip are not in it, nor are their licences."""
+    """The STAC Collection of what is stored: modalities without a chip are not in it, nor are their licences.
+
+    items: of all stored samples; their assets are not needed.
+    """
     recipe = corpus.recipe
-    chips = _chips(items)
+    chips = _chips(corpus)
     inside = {name: m for name, m in corpus.modalities.items() if chips.get(name)}
     splits = pc.value_counts(items["split"]).to_pylist()
     about = recipe.description or recipe.title
@@ -70,14 +74,12 @@ def build_collection(corpus: Corpus, items: pa.Table, statistics: Mapping[str, A
     }
 
 
-def _chips(items: pa.Table) -> dict[str, int]:
+def _chips(corpus: Corpus) -> Counter[str]:
     """Stored chips of each modality, over all its time steps."""
-    assets = items["assets"].combine_chunks()
-    counts: dict[str, int] = {}
-    for i, field in enumerate(assets.type):
-        name = field.name.split(".")[0]
-        column = assets.field(i)
-        counts[name] = counts.get(name, 0) + len(column) - column.null_count
+    counts: Counter[str] = Counter()
+    for part in corpus.record_parts(["modality", "status", "sample_status"]):
+        is_stored = pc.and_(pc.equal(part["status"], "stored"), pc.equal(part["sample_status"], "stored"))
+        counts.update(part.filter(is_stored)["modality"].to_pylist())
     return counts
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +37,18 @@ _PROVENANCE = [
     "epsg", "x0", "y0", "gsd", "height", "width", "scene_ids", "datetime", "window_start", "window_end", "first",
     "last", "scene_count", "delta_days", "clear_fraction", "valid_fraction",
 ]  # fmt: skip
+# What the columns but the assets are made of.
+_OF_SAMPLES = ["slot", "sample_id", "alternate", "sample_status", "lon", "epsg", "x0", "y0", "anchor_time", "tags"]
 _TIMESTAMP = pa.timestamp("ms", tz="UTC")
 _LINK = pa.struct([("href", pa.string()), ("rel", pa.string()), ("type", pa.string())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What the columns of all items depend on: the tags of any sample with their types, and whether one is undated."""
+
+    tags: Mapping[str, pa.DataType]
+    is_undated: bool
 
 
 def build_items(corpus: Corpus, splits: Mapping[int, str]) -> pa.Table:
@@ -45,8 +56,29 @@ def build_items(corpus: Corpus, splits: Mapping[int, str]) -> pa.Table:
 
     splits: slot -> split; "" for samples in none. An asset is null where the chip is not stored.
     """
-    records = corpus.records().combine_chunks()  # thousands of small chunks slow every step down
-    records = records.filter(pc.equal(records["sample_status"], "stored"))
+    return pa.concat_tables(item_parts(corpus, splits)).combine_chunks()
+
+
+def item_parts(corpus: Corpus, splits: Mapping[int, str], *, with_assets: bool = True) -> Iterator[pa.Table]:
+    """The same a few shards at a time, with the same columns in every part; at least one part, maybe of no rows."""
+    shape = _shape(corpus)
+    for records in corpus.record_parts(None if with_assets else _OF_SAMPLES):
+        records = records.filter(pc.equal(records["sample_status"], "stored"))
+        yield _items(corpus, records, splits, shape, with_assets)
+
+
+def _shape(corpus: Corpus) -> Shape:
+    samples = corpus.samples(["sample_status", "anchor_time", "tags"])
+    samples = samples.filter(pc.equal(samples["sample_status"], "stored"))
+    kinds: dict[str, set[type]] = {}
+    for text in samples["tags"].unique().to_pylist():
+        for name, value in json.loads(text).items():
+            kinds.setdefault(name, set()).update([type(value)] if value is not None else [])
+    tags = {name: _type_of(kinds[name]) for name in sorted(kinds)}
+    return Shape(tags=tags, is_undated=bool(samples["anchor_time"].null_count))
+
+
+def _items(corpus: Corpus, records: pa.Table, splits: Mapping[int, str], shape: Shape, with_assets: bool) -> pa.Table:
     samples = _first_of_each(records)
     slots = samples["slot"].to_numpy()
     n = len(samples)
@@ -59,16 +91,16 @@ def build_items(corpus: Corpus, splits: Mapping[int, str]) -> pa.Table:
         "id": samples["sample_id"],
         "geometry": geometry,
         "bbox": bbox,
-        **_times(samples["anchor_time"], corpus),
+        **_times(samples["anchor_time"], corpus, shape.is_undated),
         "collection": _constant(corpus.recipe.name, n, pa.string()),
         "links": _constant([link], n, pa.list_(_LINK)),
-        "assets": _assets(corpus, records, slots),
+        **({"assets": _assets(corpus, records, slots)} if with_assets else {}),
         "split": pa.array([splits[slot] for slot in slots.tolist()], pa.string()),
         "mmbuild:index": samples["slot"],
         "mmbuild:alternate": samples["alternate"],
         "mmbuild:synthetic": _constant(corpus.synthetic, n, pa.bool_()),
         "proj:code": _codes(samples["epsg"]),
-        **_tags(samples["tags"].to_pylist()),
+        **_tags(samples["tags"].to_pylist(), shape.tags),
     }
     fields = [pa.field(name, column.type, metadata=_field_metadata(name)) for name, column in columns.items()]
     return pa.table(list(columns.values()), schema=pa.schema(fields)).combine_chunks()
@@ -93,9 +125,9 @@ def _field_metadata(name: str) -> dict[str, str] | None:
     return {"ARROW:extension:name": "geoarrow.wkb"} if name == "geometry" else None
 
 
-def _times(anchor: pa.ChunkedArray, corpus: Corpus) -> dict[str, pa.Array]:
+def _times(anchor: pa.ChunkedArray, corpus: Corpus, is_undated: bool) -> dict[str, pa.Array]:
     """datetime, and where a sample has none also the interval STAC then asks for: the years the recipe allows."""
-    if not anchor.null_count:
+    if not is_undated:
         return {"datetime": anchor.cast(_TIMESTAMP)}
     years = corpus.recipe.anchor.years or [1970]
     first, last = datetime(min(years), 1, 1, tzinfo=UTC), datetime(max(years) + 1, 1, 1, tzinfo=UTC)
@@ -149,11 +181,10 @@ def _cut(shape: Any) -> Any:
     return shapely.multipolygons(shapely.orient_polygons(parts))
 
 
-def _tags(texts: Sequence[str]) -> dict[str, pa.Array]:
-    """A column per tag of any sample, by name: whole numbers, numbers, booleans, else text."""
+def _tags(texts: Sequence[str], kinds: Mapping[str, pa.DataType]) -> dict[str, pa.Array]:
+    """A column per tag of any sample, by name."""
     rows = [json.loads(text) for text in texts]
-    names = sorted({name for row in rows for name in row})
-    return {tag_column(name): _typed([row.get(name) for row in rows]) for name in names}
+    return {tag_column(name): _typed([row.get(name) for row in rows], kind) for name, kind in kinds.items()}
 
 
 def tag_column(name: str) -> str:
@@ -161,13 +192,19 @@ def tag_column(name: str) -> str:
     return f"tag:{name}" if name in RESERVED or name.startswith(("mmbuild:", "proj:")) else name
 
 
-def _typed(values: Sequence[Any]) -> pa.Array:
-    kinds = {type(value) for value in values if value is not None}
+def _type_of(kinds: set[type]) -> pa.DataType:
+    """Whole numbers, numbers, booleans, else text."""
     for allowed, kind in (({bool}, pa.bool_()), ({int}, pa.int64()), ({int, float}, pa.float64())):
         if kinds <= allowed:
-            return pa.array(values, kind)
+            return kind
+    return pa.string()
+
+
+def _typed(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    if kind != pa.string():
+        return pa.array(values, kind)
     texts = [value if isinstance(value, str | None) else json.dumps(value, sort_keys=True) for value in values]
-    return pa.array(texts, pa.string())
+    return pa.array(texts, kind)
 
 
 def _assets(corpus: Corpus, records: pa.Table, slots: npt.NDArray[np.int64]) -> pa.Array:
