@@ -24,8 +24,11 @@ from tests.planet import (
     DEVIATION,
     DYNAMIC_WORLD,
     EARTH,
+    EMBEDDING,
+    HARMONISED,
     L1C,
     L2A,
+    LANDSAT,
     PHOTOGRAPHS,
     RADAR,
     SCORE,
@@ -40,7 +43,9 @@ from tests.planet import (
 )
 
 # The digest of what each version answers (test_the_version_stands_for_these_values prints the new one).
-DIGESTS = {"synthetic-earth-2": "92bbc491b37ca629"}
+# 3: QA10 and QA20, snow probability at 10 m, MSK_CLASSI_* from 2024-02-01, wide radar swaths over ice, false-colour
+# photographs, more properties; and the datasets that this test reads since.
+DIGESTS = {"synthetic-earth-3": "2fbf53466d246463"}
 
 # --- what it is ---------------------------------------------------------------------------------------------------
 
@@ -59,8 +64,9 @@ def test_the_version_stands_for_these_values() -> None:
     lat = np.array([48.1, -3.2, -18.0, 65.0, 67.0, 35.8, 48.85, 62.0, 37.6, -16.7, 23.0, 23.5])
     for a, b in zip(lon, lat, strict=True):
         x, y = a + np.linspace(0, 0.02, 40), b + np.linspace(0, 0.01, 40)
-        for asset in (L2A, L1C, RADAR, DYNAMIC_WORLD, SCORE, PHOTOGRAPHS):
-            found = scenes(asset, a, b, "2020-05-01", "2020-05-20" if asset != PHOTOGRAPHS else "2022-01-01")
+        for asset in (L2A, L1C, RADAR, DYNAMIC_WORLD, SCORE, PHOTOGRAPHS, LANDSAT, HARMONISED, EMBEDDING):
+            year = asset in (PHOTOGRAPHS, EMBEDDING)
+            found = scenes(asset, a, b, *(("2020-01-01", "2022-01-01") if year else ("2020-05-01", "2020-05-20")))
             digest.update(repr([(i.index, sorted(i.properties.items())) for i in found]).encode())
             for image in found[:2]:
                 for info in image.bands:
@@ -74,6 +80,9 @@ def test_the_version_stands_for_these_values() -> None:
             ("ESA/WorldCover/v200", "2021", "Map"),
             (CLIMATE, "202005", "temperature_2m"),
             (CLIMATE, "202005", "total_precipitation_sum"),
+            (CLIMATE, "202005", "surface_sensible_heat_flux_max"),
+            ("ECMWF/ERA5/MONTHLY", "202005", "surface_pressure"),
+            ("NASA/NASADEM_HGT/001", "", "num"),
         ):
             values, mask = EARTH.product(asset, index, band, x, y)
             digest.update(np.round(values.astype(np.float64), 3).tobytes() + mask.tobytes())
@@ -94,7 +103,9 @@ def test_the_version_stands_for_these_values() -> None:
     col=st.integers(0, 60),
     height=st.integers(1, 40),
     width=st.integers(1, 40),
-    what=st.sampled_from(["B2", "B5", "B1", "SCL", "MSK", "VV", "dem", "cover", "climate"]),
+    what=st.sampled_from(
+        ["B2", "B5", "B1", "SCL", "MSK", "VV", "dem", "cover", "climate", "weather", "vector", "Fmask", "SZA"]
+    ),
 )
 def test_a_pixel_is_the_same_whatever_window_asks_for_it(
     row: int, col: int, height: int, width: int, what: str
@@ -103,6 +114,10 @@ def test_a_pixel_is_the_same_whatever_window_asks_for_it(
         "dem": (DEM, "", "b1"),
         "cover": (COVER, "2020", "Map"),
         "climate": (CLIMATE, "202007", "temperature_2m"),
+        "weather": (CLIMATE, "202007", "snow_depth_max"),
+        "vector": (EMBEDDING, _first(EMBEDDING), "A07"),
+        "Fmask": (LANDSAT, _first(LANDSAT), "Fmask"),
+        "SZA": (HARMONISED, _first(HARMONISED), "SZA"),
         "VV": (RADAR, _first(RADAR), "VV"),
         "MSK": (L1C, _first(L1C), "B10"),
     }.get(what, (L2A, _first(L2A), what))
@@ -119,7 +134,7 @@ def test_a_pixel_is_the_same_whatever_window_asks_for_it(
 @cache
 def _first(asset: str) -> str:
     """An image over Munich with some clouds."""
-    found = scenes(asset, 11.35, 48.1, "2020-05-01", "2020-09-01")
+    found = scenes(asset, 11.35, 48.1, "2020-05-01" if asset != EMBEDDING else "2020-01-01", "2020-09-01")
     cloud = [abs(i.properties.get("CLOUDY_PIXEL_PERCENTAGE", 50.0) - 50.0) for i in found]
     return found[int(np.argmin(cloud))].index
 

@@ -47,6 +47,7 @@ class ImageInfo:
     id: full asset id ("COPERNICUS/S2_HARMONIZED/2020..."). index: its system:index ("" for a lone image).
     start_ms, end_ms: system:time_start and system:time_end, milliseconds since 1970 UTC.
     footprint: shapely geometry in lon/lat degrees (valid-data outline), None when the image covers the globe.
+    tells_footprint: whether the outline is also a property, system:footprint, as in most collections.
     properties: everything else that `Image.get` answers; system:* properties are added by the evaluator.
     private: whatever the dataset wants back in `window` (never looked at by the evaluator, never compared).
     """
@@ -57,6 +58,7 @@ class ImageInfo:
     start_ms: int | None = None
     end_ms: int | None = None
     footprint: Any = None
+    tells_footprint: bool = True
     properties: Mapping[str, Any] = field(default_factory=dict)
     private: Any = field(default=None, compare=False, repr=False)
 

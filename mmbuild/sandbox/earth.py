@@ -7,7 +7,7 @@ lattice agrees with any other. It stands for no real product, and says so (`synt
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import resources
 from typing import Any
 
@@ -15,10 +15,11 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from mmbuild.sandbox import ecoregions
+from mmbuild.sandbox import earth_climate, earth_terrain, ecoregions
 from mmbuild.sandbox.assets import Dataset, ImageInfo
 from mmbuild.sandbox.earth_aerial import AerialDataset
 from mmbuild.sandbox.earth_cover import WORLDCOVER_CODES
+from mmbuild.sandbox.earth_embeddings import EmbeddingDataset
 from mmbuild.sandbox.earth_globes import DegreeTilesDataset, GlobeDataset, MonthlyDataset
 from mmbuild.sandbox.earth_noise import Floats
 from mmbuild.sandbox.earth_optics import day_temperature
@@ -32,12 +33,13 @@ from mmbuild.sandbox.earth_world import (
     lattice_axes,
     lattice_site,
 )
+from mmbuild.sandbox.hls import HlsDataset
 from mmbuild.sandbox.mgrs import transformer
 from mmbuild.sandbox.radar_scenes import find_radar_scene
 from mmbuild.sandbox.scenes import find_scene
 
 # Raise this number whenever any field, scene or property changes (tests/test_earth.py pins what it stands for).
-VERSION = 2
+VERSION = 3
 
 
 class EcoregionsDataset(SyntheticDataset):
@@ -55,6 +57,9 @@ class EcoregionsDataset(SyntheticDataset):
         raise KeyError(index)
 
 
+# Rooms of fields, which asset files name and which register themselves.
+ROOMS = (earth_climate, earth_terrain)
+
 _FAMILIES: dict[str, type[SyntheticDataset]] = {
     "optical": OpticalDataset,
     "derived": DerivedDataset,
@@ -64,7 +69,16 @@ _FAMILIES: dict[str, type[SyntheticDataset]] = {
     "monthly": MonthlyDataset,
     "ecoregions": EcoregionsDataset,
     "aerial": AerialDataset,
+    "hls": HlsDataset,
+    "embedding": EmbeddingDataset,
 }
+
+
+@cache
+def _asset_files() -> tuple[Mapping[str, Any], ...]:
+    """The contents of data/assets/*.yaml, read once in a process and never written to."""
+    folder = resources.files("mmbuild.sandbox").joinpath("data/assets")
+    return tuple(yaml.safe_load(f.read_text("utf-8")) for f in folder.iterdir() if f.name.endswith(".yaml"))
 
 
 class SyntheticWorld:
@@ -78,9 +92,7 @@ class SyntheticWorld:
 
     @cached_property
     def _datasets(self) -> dict[str, SyntheticDataset]:
-        folder = resources.files("mmbuild.sandbox").joinpath("data/assets")
-        specs = [yaml.safe_load(f.read_text("utf-8")) for f in folder.iterdir() if f.name.endswith(".yaml")]
-        made = [_FAMILIES[spec["family"]](spec, self._sites) for spec in specs]
+        made = [_FAMILIES[spec["family"]](spec, self._sites) for spec in _asset_files()]
         return {dataset.id: dataset for dataset in sorted(made, key=lambda d: d.id)}
 
     def dataset(self, asset_id: str) -> Dataset | None:

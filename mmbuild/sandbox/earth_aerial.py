@@ -1,6 +1,6 @@
 """Aerial photographs of the contiguous United States: quarter quadrangles of 3.75 minutes, one summer in two or three.
 
-Early flights have no infrared band; the ground sampling distance falls from 1 m to 0.6 m in 2016.
+Early flights have no infrared band, or have it instead of blue; the sampling distance falls from 1 m to 0.6 m in 2016.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ WEST, SOUTH, EAST, NORTH = -124.84, 24.42, -66.9, 49.0
 BUFFER_M = 300.0
 QUARTERS = {(0, 0): "nw", (0, 1): "ne", (1, 0): "sw", (1, 1): "se"}
 SEARCH_LIMIT = 5000
+# The archive begins on 2002-06-15. Source: Earth Engine catalogue, USDA/NAIP/DOQQ.
+FIRST_MS = int(datetime(2002, 6, 15, tzinfo=UTC).timestamp() * 1000)
+# Prefix of the id to the bands: natural colour, false colour (infrared film), and all four.
+BANDS = {"n": ("R", "G", "B"), "c": ("N", "R", "G"), "m": ("R", "G", "B", "N")}
 
 
 def _name(row: int, col: int) -> str:
@@ -42,8 +46,16 @@ def _flights(row: int, col: int, first: int, last: int) -> Iterator[tuple[int, i
     cycle, phase, *days = hash_floats(block, 2 + last - first + 1)
     for year in range(first, last + 1):
         if (year + int(phase * 6)) % (2 if cycle < 0.5 or year > 2012 else 3) == 0:
-            day = int(150 + 110 * days[year - first])
-            yield year, int(datetime(year, 1, 1, 15, tzinfo=UTC).timestamp() * 1000) + day * 86_400_000
+            # Draws are counted from 2003; the year before that takes the last.
+            day = int(150 + 110 * days[year - 2003])
+            ms = int(datetime(year, 1, 1, 15, tzinfo=UTC).timestamp() * 1000) + day * 86_400_000
+            yield year, max(ms, FIRST_MS)
+
+
+def _prefix(row: int, col: int, year: int) -> str:
+    """From 2009 on, four bands; before, one block of two degrees in six was flown on infrared film."""
+    film = hash_floats((row // 32) * 1000 + col // 32 + 7_000_000, 1)[0]
+    return "m" if year >= 2009 else "c" if film < 1 / 6 else "n"
 
 
 @cache
@@ -105,12 +117,12 @@ class AerialDataset(SyntheticDataset):
         gsd = 1.0 if year < 2016 else 0.6
         west, north = -180.0 + col * STEP, 90.0 - row * STEP
         zone = zone_of(west + STEP / 2, north)
-        kind = "m" if year >= 2009 else "n"
+        kind = _prefix(row, col, year)
         day = datetime.fromtimestamp(ms / 1000, tz=UTC).strftime("%Y%m%d")
         index = f"{kind}_{_name(row, col)}_{zone}_{'1' if gsd == 1.0 else '060'}_{day}"
         if index in self._infos:
             return self._infos[index]
-        bands = tuple(self._bands(west, north, zone, gsd, kind == "m"))
+        bands = tuple(self._bands(west, north, zone, gsd, BANDS[kind]))
         return self._remember(
             ImageInfo(
                 id=f"{self.id}/{index}",
@@ -123,11 +135,11 @@ class AerialDataset(SyntheticDataset):
             )
         )
 
-    def _bands(self, west: float, north: float, zone: int, gsd: float, infrared: bool) -> Iterator[BandInfo]:
+    def _bands(self, west: float, north: float, zone: int, gsd: float, names: Sequence[str]) -> Iterator[BandInfo]:
         lon, lat = np.meshgrid([west, west + STEP / 2, west + STEP], [north, north - STEP])
         x, y = transformer(4326, 26900 + zone).transform(lon.ravel(), lat.ravel())
         left, top = math.floor((x.min() - BUFFER_M) / 6) * 6.0, math.ceil((y.max() + BUFFER_M) / 6) * 6.0
         shape = math.ceil((top - y.min() + BUFFER_M) / gsd), math.ceil((x.max() + BUFFER_M - left) / gsd)
-        for name, row in self.fields.items():
-            if infrared or name != "N":
-                yield band_info(name, row, f"EPSG:{26900 + zone}", square_transform(gsd, left, top), shape)
+        for name in names:
+            row = self.fields[name]
+            yield band_info(name, row, f"EPSG:{26900 + zone}", square_transform(gsd, left, top), shape)

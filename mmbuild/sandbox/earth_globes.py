@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from shapely.geometry import box
 
-from mmbuild.sandbox.assets import Bounds, ImageInfo
+from mmbuild.sandbox.assets import BandInfo, Bounds, ImageInfo
 from mmbuild.sandbox.earth_ground import coast_distance
 from mmbuild.sandbox.earth_noise import points
 from mmbuild.sandbox.earth_products import Ask
@@ -33,14 +33,15 @@ class GlobeDataset(SyntheticDataset):
             grid, shape = square_transform(1.0 / n, -180.0, float(north)), ((north - south) * n, 360 * n)
             bands.append(band_info(name, row, "EPSG:4326", grid, shape))
         index = self.spec.get("index", "")
-        dates = {k: milliseconds(self.spec[f]) for k, f in (("start_ms", "start"), ("end_ms", "end")) if f in self.spec}
+        start, end = (milliseconds(self.spec[key]) if key in self.spec else None for key in ("start", "end"))
         return ImageInfo(
             id=f"{self.id}/{index}".rstrip("/"),
             index=index,
             bands=tuple(bands),
-            properties={"synthetic": 1},
+            properties={**self.spec.get("properties", {}), "synthetic": 1},
             footprint=None if north == 90 else box(-180, south, 180, north),
-            **dates,
+            start_ms=start,
+            end_ms=end,
         )
 
     def images(
@@ -65,7 +66,7 @@ class DegreeTilesDataset(SyntheticDataset):
         lats = range(max(int(np.floor(south)), -90), min(int(np.floor(north)), 89) + 1)
         lons = {(lon + 180) % 360 - 180 for lon in range(int(np.floor(west)), int(np.floor(east)) + 1)}
         tiles = [(_tile_index(lat, lon), lat, lon) for lat in lats for lon in lons]
-        return [self._info(*tile) for tile in sorted(tiles) if _has_land(tile[1], tile[2])]
+        return [self._info(*tile) for tile in sorted(tiles) if self._exists(tile[1], tile[2])]
 
     def image(self, index: str) -> ImageInfo:
         try:
@@ -73,9 +74,14 @@ class DegreeTilesDataset(SyntheticDataset):
             lat, lon = int(ns[1:]) * (-1 if ns[0] == "S" else 1), int(ew[1:]) * (-1 if ew[0] == "W" else 1)
         except (IndexError, ValueError):
             raise KeyError(index) from None
-        if _tile_index(lat, lon) != index or not _has_land(lat, lon):
+        if _tile_index(lat, lon) != index or not self._exists(lat, lon):
             raise KeyError(index)
         return self._info(index, lat, lon)
+
+    def _exists(self, lat: int, lon: int) -> bool:
+        """Whether a tile holds land that was not withheld."""
+        west, south, east, north = self.spec.get("withheld", (0, 0, 0, 0))
+        return not (west <= lon < east and south <= lat < north) and _has_land(lat, lon)
 
     def _info(self, index: str, lat: int, lon: int) -> ImageInfo:
         if index in self._infos:
@@ -99,7 +105,7 @@ class DegreeTilesDataset(SyntheticDataset):
                 start_ms=span[0],
                 end_ms=span[1],
                 footprint=box(lon, lat, lon + 1, lat + 1),
-                properties={"synthetic": 1},
+                properties={**self.spec.get("properties", {}), "synthetic": 1},
             )
         )
 
@@ -116,7 +122,7 @@ def _has_land(lat: int, lon: int) -> bool:
 
 
 class MonthlyDataset(SyntheticDataset):
-    """One global image per month at 0.1 degree, cell centres on whole tenths."""
+    """One global image per month, cell centres on whole steps of a fraction of a degree."""
 
     def images(
         self, *, bounds: Bounds | None = None, start_ms: int | None = None, end_ms: int | None = None
@@ -140,8 +146,7 @@ class MonthlyDataset(SyntheticDataset):
         start, end = _month_ms(year, month), _month_ms(year + month // 12, month % 12 + 1)
         if not milliseconds(self.spec["start"]) <= start < milliseconds(self.spec["end"]):
             raise KeyError(index)
-        grid = square_transform(0.1, -180.05, 90.05)
-        bands = tuple(band_info(name, row, "EPSG:4326", grid, (1801, 3601)) for name, row in self.fields.items())
+        bands = tuple(self._band(name, row) for name, row in self.fields.items())
         return self._remember(
             ImageInfo(
                 id=f"{self.id}/{index}",
@@ -153,6 +158,12 @@ class MonthlyDataset(SyntheticDataset):
                 properties={"month": month, "year": year, "synthetic": 1},
             )
         )
+
+    def _band(self, name: str, row: Mapping[str, Any]) -> BandInfo:
+        n = row["per_degree"]
+        grid = square_transform(1.0 / n, -180.0 - 0.5 / n, 90.0 + 0.5 / n)
+        # A grid that turns round the globe ends where it began, except that 0.1 degree data repeat the first column.
+        return band_info(name, row, "EPSG:4326", grid, (180 * n + 1, 360 * n + (n == 10)))
 
     def ask(self, image: ImageInfo, band: str) -> Ask:
         return Ask(band=band, year=image.private[0], month=image.private[1], options=self.options)

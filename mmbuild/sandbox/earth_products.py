@@ -5,7 +5,7 @@ One small function per kind of value; the asset files (data/assets/*.yaml) name 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -15,23 +15,31 @@ from mmbuild.sandbox import earth_cover as kinds
 from mmbuild.sandbox import earth_optics as optics
 from mmbuild.sandbox.earth_clouds import CIRRUS, CLEAR, HIGH, MEDIUM
 from mmbuild.sandbox.earth_ground import WARMEST_DAY, YEAR_DAYS
-from mmbuild.sandbox.earth_noise import Bools, Floats, hash_cells, hash_floats, noise, smoothstep
+from mmbuild.sandbox.earth_noise import Bools, Floats, Ints, Points, hash_cells, hash_floats, noise, smoothstep
 from mmbuild.sandbox.earth_radar import Look, backscatter
 from mmbuild.sandbox.earth_site import Site
 from mmbuild.sandbox.orbits import day_of_year
 from mmbuild.sandbox.radar_scenes import RadarScene
 from mmbuild.sandbox.scenes import OpticalScene
 
-# QA60 was not made between these dates. Source: Earth Engine catalogue, S2_SR_HARMONIZED.
+# QA60 was not made from 2022-01-25 to 2024-02-28 inclusive. Source: Earth Engine catalogue, S2_SR_HARMONIZED.
 QA60_GAP_MS = (1_643_068_800_000, 1_709_164_800_000)
+# Processing baseline 04.00, from 2022-01-25 on, stores digital numbers shifted. Source: catalogue, COPERNICUS/S2.
+UNSHIFTED_UNTIL_MS = 1_643_068_800_000
+# MSK_CLASSI_* were not made before 2024-02-01. Source: Earth Engine catalogue, "masked out before February 2024".
+FIRST_CLASSI_MS = 1_706_745_600_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """What is asked at a site: the band, the scene or the month it belongs to, and the asset's own options."""
+    """What is asked at a site: the band, the scene or the month it belongs to, and the asset's own options.
+
+    company: scenes of which the same is about to be asked.
+    """
 
     band: str
     scene: Any = None
+    company: Sequence[Any] = ()
     level: str = ""
     year: int = 0
     month: int = 0
@@ -43,7 +51,8 @@ Answer = tuple[Any, Bools | None]
 FIELDS: dict[str, Callable[[Site, Ask], Answer]] = {}
 
 
-def _field(function: Callable[[Site, Ask], Answer]) -> Callable[[Site, Ask], Answer]:
+def product_field(function: Callable[[Site, Ask], Answer]) -> Callable[[Site, Ask], Answer]:
+    """Register a kind of value under the function's name, which asset files give in `field`."""
     FIELDS[function.__name__] = function
     return function
 
@@ -64,26 +73,26 @@ def reflectance_of(site: Site, scene: OpticalScene, band: str, level: str, *, cl
     return optics.at_sensor(seen, sky, number, scene.zenith_deg) if level == "L1C" else seen
 
 
-@_field
+@product_field
 def reflectance(site: Site, ask: Ask) -> Answer:
     value = reflectance_of(site, ask.scene, ask.band, ask.level)
-    shift = float(ask.options.get("shift", 0.0)) if ask.scene.start_ms >= QA60_GAP_MS[0] else 0.0
+    shift = float(ask.options.get("shift", 0.0)) if ask.scene.start_ms >= UNSHIFTED_UNTIL_MS else 0.0
     return np.clip(np.rint(value * 10_000.0) + shift, 1.0, 65_535.0), None
 
 
-@_field
+@product_field
 def true_colour(site: Site, ask: Ask) -> Answer:
     band = {"TCI_R": "B4", "TCI_G": "B3", "TCI_B": "B2"}[ask.band]
     return np.clip(np.rint(reflectance_of(site, ask.scene, band, ask.level) / 0.3558 * 255.0), 1.0, 255.0), None
 
 
-@_field
+@product_field
 def scene_class(site: Site, ask: Ask) -> Answer:
     sun = sun_of(ask.scene)
     return optics.scene_class(site.surface(sun), site.cover, site.sky(ask.scene)), None
 
 
-@_field
+@product_field
 def cloud_probability(site: Site, ask: Ask) -> Answer:
     sky = site.sky(ask.scene)
     shown = np.isin(sky.code, (MEDIUM, HIGH))
@@ -91,12 +100,12 @@ def cloud_probability(site: Site, ask: Ask) -> Answer:
     return np.rint(np.clip(value, 0.0, 100.0)), None
 
 
-@_field
+@product_field
 def snow_probability(site: Site, ask: Ask) -> Answer:
     return np.rint(100.0 * site.surface(sun_of(ask.scene)).snow), None
 
 
-@_field
+@product_field
 def cloud_bits(site: Site, ask: Ask) -> Answer:
     """QA60: bit 10 opaque cloud, bit 11 cirrus; masked in its gap."""
     sky = site.sky(ask.scene)
@@ -105,31 +114,37 @@ def cloud_bits(site: Site, ask: Ask) -> Answer:
     return value, np.full(value.shape, made)
 
 
-@_field
+@product_field
+def empty_flag(site: Site, ask: Ask) -> Answer:
+    """QA10 and QA20, which the catalogue calls always empty: 0 everywhere, and valid."""
+    return np.zeros(site.points.size), None
+
+
+@product_field
 def opaque_flag(site: Site, ask: Ask) -> Answer:
     value = np.isin(site.sky(ask.scene).code, (MEDIUM, HIGH)).astype(np.float64)
-    return value, np.full(value.shape, ask.scene.start_ms >= QA60_GAP_MS[1])
+    return value, np.full(value.shape, ask.scene.start_ms >= FIRST_CLASSI_MS)
 
 
-@_field
+@product_field
 def cirrus_flag(site: Site, ask: Ask) -> Answer:
     value = (site.sky(ask.scene).code == CIRRUS).astype(np.float64)
-    return value, np.full(value.shape, ask.scene.start_ms >= QA60_GAP_MS[1])
+    return value, np.full(value.shape, ask.scene.start_ms >= FIRST_CLASSI_MS)
 
 
-@_field
+@product_field
 def snow_flag(site: Site, ask: Ask) -> Answer:
     value = (site.surface(sun_of(ask.scene)).snow > 0.5).astype(np.float64)
-    return value, np.full(value.shape, ask.scene.start_ms >= QA60_GAP_MS[1])
+    return value, np.full(value.shape, ask.scene.start_ms >= FIRST_CLASSI_MS)
 
 
-@_field
+@product_field
 def aerosol(site: Site, ask: Ask) -> Answer:
     dusty = 1.0 - smoothstep(site.ground.moisture, 0.1, 0.8)
     return np.rint(1000.0 * (0.09 + 0.16 * dusty + 0.02 * site.cover.vigour).clip(0.02, 0.6)), None
 
 
-@_field
+@product_field
 def vapour(site: Site, ask: Ask) -> Answer:
     warm = np.exp(0.06 * np.minimum(site.temperature(ask.scene.day), 30.0))
     return np.rint(
@@ -137,7 +152,7 @@ def vapour(site: Site, ask: Ask) -> Answer:
     ), None
 
 
-@_field
+@product_field
 def clarity(site: Site, ask: Ask) -> Answer:
     """Cloud Score+: about 0.9 on clear ground, below 0.4 under clouds and shadows."""
     sky = site.sky(ask.scene)
@@ -147,11 +162,11 @@ def clarity(site: Site, ask: Ask) -> Answer:
     return np.clip(value ** (0.7 if ask.band == "cs_cdf" else 1.0), 0.0, 1.0), None
 
 
-@_field
+@product_field
 def dynamic_world(site: Site, ask: Ask) -> Answer:
     """Dynamic World label of a date: the cover, its runner-up where the two are close, snow when it lies; no clouds."""
-    label = _label(site, ask.scene)
-    valid = site.sky(ask.scene).code == CLEAR
+    valid = site.is_clear(ask.scene, ask.company)
+    label = _label(site, ask.scene, valid)
     if ask.band == "label":
         return label, valid
     wanted = _DYNAMIC_WORLD_BANDS.index(ask.band)
@@ -169,18 +184,41 @@ _DYNAMIC_WORLD_BANDS = (
 _FLICKER = noise(71, 900.0, 4, ratio=2.4, roughness=0.3)
 
 
-def _label(site: Site, scene: OpticalScene) -> Any:
-    first, second = site.lasting(
-        "dw", lambda: (kinds.DYNAMIC_WORLD[site.cover.kind], kinds.DYNAMIC_WORLD[site.cover.second])
-    )
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Choice:
+    """Best and second label of each point, and the points that may change to their second: places, limits of doubt."""
+
+    first: Ints
+    second: Ints
+    open: Ints
+    points: Points
+    limit: Floats
+
+
+def _choice(site: Site) -> _Choice:
+    c = site.cover
+    first, second = kinds.DYNAMIC_WORLD[c.kind], kinds.DYNAMIC_WORLD[c.second]
+    limit = c.margin / 0.35
+    undecided = np.flatnonzero((first != second) & (c.second != kinds.BUILT) & (limit < _FLICKER.most))
+    return _Choice(first=first, second=second, open=undecided, points=site.points.take(undecided),
+                   limit=limit[undecided])  # fmt: skip
+
+
+def _label(site: Site, scene: OpticalScene, wanted: Bools) -> Ints:
+    """The label of a date, right wherever `wanted`."""
+    choice = site.lasting("dw", lambda: _choice(site))
+    if not wanted.any():
+        return choice.first
     phases = np.array(hash_floats(scene.passage, _FLICKER.phases.size)).reshape(_FLICKER.phases.shape)
-    doubt = _FLICKER(site.points, phases)
-    label = np.where((site.cover.margin < 0.35 * doubt) & (site.cover.second != kinds.BUILT), second, first)
-    snow = optics.snow_share(site.ground, site.cover, site.temperature(scene.day))
-    return np.where(snow > 0.55, 8, label)
+    seen = np.flatnonzero(wanted[choice.open])
+    near, doubt = _FLICKER.reaching(choice.points.take(seen), phases, choice.limit[seen])
+    near = choice.open[seen[near]]
+    label = choice.first.copy()
+    label[near] = np.where(site.cover.margin[near] < 0.35 * doubt, choice.second[near], choice.first[near])
+    return np.where(optics.is_snowy(site.ground, site.cover, site.temperature(scene.day)), 8, label)
 
 
-@_field
+@product_field
 def radar(site: Site, ask: Ask) -> Answer:
     scene = cast(RadarScene, ask.scene)
     x, y = site.projected(scene.frame.epsg)
@@ -191,7 +229,7 @@ def radar(site: Site, ask: Ask) -> Answer:
     return value, scene.frame.covers(x, y)
 
 
-@_field
+@product_field
 def incidence(site: Site, ask: Ask) -> Answer:
     scene = cast(RadarScene, ask.scene)
     x, y = site.projected(scene.frame.epsg)
@@ -202,7 +240,7 @@ def incidence(site: Site, ask: Ask) -> Answer:
 _GRAIN = noise(91, 40.0, 5, waves=5, roughness=0.35, bend=2.6)
 
 
-@_field
+@product_field
 def aerial(site: Site, ask: Ask) -> Answer:
     """Photograph: brightened reflectance of a clear summer morning with the grain of single trees, 0..255."""
     day = float(day_of_year(ask.scene))
@@ -214,21 +252,21 @@ def aerial(site: Site, ask: Ask) -> Answer:
     return np.clip(np.rint(255.0 * np.sqrt(np.clip(value / 0.55, 0.0, 1.0))), 0.0, 255.0), None
 
 
-@_field
+@product_field
 def elevation(site: Site, ask: Ask) -> Answer:
     """Metres; the sea is 0."""
     value = np.maximum(site.ground.elevation_m, 0.0)
     return (np.rint(value) if ask.options.get("round") else value), None
 
 
-@_field
+@product_field
 def water_mask(site: Site, ask: Ask) -> Answer:
     """Copernicus WBM: 0 land, 1 ocean, 2 lake, 3 river."""
     wet = site.cover.kind == kinds.WATER
     return np.select([~site.ground.land, wet & (site.ground.lake > 0), wet], [1, 2, 3], default=0), None
 
 
-@_field
+@product_field
 def worldcover(site: Site, ask: Ask) -> Answer:
     """WorldCover code; in the later year one parcel in thirty has changed hands between crop and grass."""
     kind = site.cover.kind
@@ -238,12 +276,12 @@ def worldcover(site: Site, ask: Ask) -> Answer:
     return kinds.WORLDCOVER_CODES[kind], None
 
 
-@_field
+@product_field
 def canopy_height(site: Site, ask: Ask) -> Answer:
     return np.rint(np.clip(site.cover.canopy_m, 0.0, 60.0)), _grows(site)
 
 
-@_field
+@product_field
 def canopy_deviation(site: Site, ask: Ask) -> Answer:
     value = 1.6 + 0.16 * site.cover.canopy_m + 0.5 * np.abs(site.cover.texture)
     return np.rint(np.clip(value, 1.0, 30.0)), _grows(site)
@@ -256,29 +294,31 @@ def _grows(site: Site) -> Bools:
 _ANOMALY = noise(81, 3500e3, 3, roughness=0.6)
 
 
-def _anomaly(site: Site, ask: Ask, salt: int) -> Floats:
+def month_anomaly(site: Site, ask: Ask, salt: int) -> Floats:
+    """Unit-variance weather of a month, the same however it is asked; each salt is another quantity's."""
     octave, wave = np.meshgrid(*(np.arange(n) for n in _ANOMALY.phases.shape), indexing="ij")
     month = np.full(octave.shape, ask.year * 12 + ask.month)
     return _ANOMALY(site.points, hash_cells(salt, octave, wave, month))
 
 
-def _middle_of_month(ask: Ask) -> float:
+def middle_of_month(ask: Ask) -> float:
+    """Days since 1 January."""
     return (ask.month - 0.5) * 30.4375
 
 
-@_field
+@product_field
 def month_temperature(site: Site, ask: Ask) -> Answer:
     """Kelvin: mean, or the month's coldest and warmest hour."""
-    mean = site.temperature(_middle_of_month(ask)) + 1.1 * _anomaly(site, ask, 82) + 273.15
+    mean = site.temperature(middle_of_month(ask)) + 1.1 * month_anomaly(site, ask, 82) + 273.15
     swing = 5.0 + 6.0 * (1.0 - smoothstep(site.ground.moisture, 0.1, 1.6)) + 0.25 * np.abs(site.ground.season_c)
     return mean + {"min": -1.0, "max": 1.0}.get(ask.band.rsplit("_", 1)[-1], 0.0) * swing, site.ground.land
 
 
-@_field
+@product_field
 def month_rain(site: Site, ask: Ask) -> Answer:
-    """Metres in the month (sum), or on the driest and wettest day."""
+    """Metres in the month (sum), or in its driest and wettest hour."""
     g = site.ground
-    turn = np.cos(2.0 * np.pi * (_middle_of_month(ask) - WARMEST_DAY - 15.0) / YEAR_DAYS)
+    turn = np.cos(2.0 * np.pi * (middle_of_month(ask) - WARMEST_DAY - 15.0) / YEAR_DAYS)
     summer = 0.75 * smoothstep(g.temperature_c, 14.0, 24.0) + 0.25
-    month = g.rain_mm / 12_000.0 * (1.0 + summer * g.hemisphere * turn) * np.exp(0.3 * _anomaly(site, ask, 83))
+    month = g.rain_mm / 12_000.0 * (1.0 + summer * g.hemisphere * turn) * np.exp(0.3 * month_anomaly(site, ask, 83))
     return month * {"min": 0.0005, "max": 0.0125}.get(ask.band.rsplit("_", 1)[-1], 1.0), g.land

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -19,13 +20,15 @@ from mmbuild.sandbox import scenes as optical_scenes
 from mmbuild.sandbox.assets import Affine6, BandInfo, Bounds, ImageInfo, Kind, Pyramiding
 from mmbuild.sandbox.earth_noise import hash_floats, points
 from mmbuild.sandbox.earth_products import FIELDS, Ask
-from mmbuild.sandbox.earth_site import Site, SiteCache
+from mmbuild.sandbox.earth_site import Site, SiteCache, Window
 from mmbuild.sandbox.mgrs import TILE_M, Tile, to_lonlat
 from mmbuild.sandbox.radar_scenes import RadarScene, find_radar_scene, radar_scenes_in
+from mmbuild.sandbox.scene_properties import optical_properties, radar_properties, score_properties
 from mmbuild.sandbox.scenes import OpticalScene, cloud_shares, find_scene, scenes_in
 
 # Points computed at once: keeps the arrays in the processor's cache and memory small, however large the window.
 BLOCK_POINTS = 70_000
+ATTRIBUTION = "mmbuild synthetic Earth (coastlines: Natural Earth)"
 INFOS_KEPT = 20_000
 
 
@@ -45,14 +48,13 @@ class SyntheticDataset:
         self.options: Mapping[str, Any] = spec.get("options", {})
         self._infos: OrderedDict[str, ImageInfo] = OrderedDict()
         self._lock = threading.Lock()
+        self._reading = threading.local()
 
     def info(self) -> dict[str, Any]:
-        return {
-            "title": self.spec["title"],
-            "synthetic": True,
-            "licence": "CC0-1.0",
-            "attribution": "mmbuild synthetic Earth (coastlines: Natural Earth)",
-        }
+        told = {key: self.spec[key] for key in ("title", "synthetic", "licence", "provider")}
+        original = {f"original_{key}": value for key, value in self.spec["original"].items()}
+        successor = {"deprecated": True, "successor": self.spec["successor"]} if "successor" in self.spec else {}
+        return {**told, **original, **successor, "attribution": ATTRIBUTION}
 
     def images(
         self, *, bounds: Bounds | None = None, start_ms: int | None = None, end_ms: int | None = None
@@ -67,7 +69,22 @@ class SyntheticDataset:
 
     def ask(self, image: ImageInfo, band: str) -> Ask:
         """What a band of an image asks of the fields."""
-        return Ask(band=band, scene=image.private, level=self.spec.get("level", ""), options=self.options)
+        company = getattr(self._reading, "company", {})
+        return Ask(
+            band=band, scene=image.private, company=company.get(image.index, ()), level=self.spec.get("level", ""),
+            options=self.options,
+        )  # fmt: skip
+
+    @contextmanager
+    def expecting(self, images: Sequence[ImageInfo]) -> Iterator[None]:
+        """While inside, this thread reads these images: what they share may be worked out for many at once."""
+        before = getattr(self._reading, "company", {})
+        scenes = [image.private for image in images]
+        self._reading.company = {image.index: scenes[place + 1 :] for place, image in enumerate(images)}
+        try:
+            yield
+        finally:
+            self._reading.company = before
 
     def covers(self, image: ImageInfo, site: Site) -> NDArray[np.bool_] | None:
         """Which points of a site the image imaged; None: all that its lattice holds."""
@@ -107,8 +124,9 @@ class SyntheticDataset:
         return values, mask
 
     def _window_site(self, band: BandInfo, row: int, col: int, height: int, width: int) -> Site:
-        x, y, key = lattice_axes(band, np.arange(row, row + height), np.arange(col, col + width))
-        return self.sites.get((*key, height, width), lambda: lattice_site(band.crs, *np.meshgrid(x, y)))
+        x, y, (*lattice, left, top) = lattice_axes(band, np.arange(row, row + height), np.arange(col, col + width))
+        window = Window(lattice=tuple(lattice), left=left, top=top, width=width, height=height)
+        return self.sites.get(window, lambda: lattice_site(band.crs, *np.meshgrid(x, y)))
 
     def _remember(self, info: ImageInfo) -> ImageInfo:
         with self._lock:
@@ -146,7 +164,7 @@ def lattice_site(crs: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> Si
 def band_info(name: str, row: Mapping[str, Any], crs: str, transform: Affine6, shape: tuple[int, int]) -> BandInfo:
     """A band from its entry in an asset file; shape is (height, width)."""
     pyramiding: Pyramiding = row.get("pyramiding", "MEAN")
-    value_range = tuple(row["range"]) if "range" in row else None
+    value_range = (float(row["range"][0]), float(row["range"][1])) if "range" in row else None
     return BandInfo(id=name, dtype=row["dtype"], crs=crs, transform=transform, width=shape[1], height=shape[0],
                     pyramiding=pyramiding, value_range=value_range)  # fmt: skip
 
@@ -225,41 +243,16 @@ class OpticalDataset(SyntheticDataset):
             if full or not row.get("sometimes"):
                 yield band_info(name, row, tile.crs, grid, (size, size))
 
-    def _properties(self, scene: OpticalScene, cloud: float) -> dict[str, Any]:
+    def _properties(self, scene: OpticalScene, cloud: float) -> Mapping[str, Any]:
         return optical_properties(scene, cloud, self.spec["level"])
-
-
-def optical_properties(scene: OpticalScene, cloud: float, level: str) -> dict[str, Any]:
-    """The properties of a granule that people filter by, and those its names are made of."""
-    tile, craft = scene.tile.name, scene.satellite
-    baseline = "02.07" if scene.start_ms < 1_643_068_800_000 else "04.00"
-    product = (f"S2{craft}_MSI{level}_{optical_scenes.stamp(scene.datatake_ms)}_N{baseline.replace('.', '')}"
-               f"_R{scene.strip.number:03d}_T{tile}_{optical_scenes.stamp(scene.datatake_ms + 9_000_000)}")  # fmt: skip
-    return {
-        "CLOUDY_PIXEL_PERCENTAGE": cloud,
-        "CLOUD_COVERAGE_ASSESSMENT": cloud,
-        "DATATAKE_IDENTIFIER": f"GS2{craft}_{optical_scenes.stamp(scene.datatake_ms)}_{scene.orbit:06d}_N{baseline}",
-        "DATATAKE_TYPE": "INS-NOBS",
-        "GENERAL_QUALITY": "PASSED",
-        "GEOMETRIC_QUALITY": "PASSED",
-        "GRANULE_ID": f"{level}_T{tile}_A{scene.orbit:06d}_{optical_scenes.stamp(scene.start_ms)}",
-        "MEAN_SOLAR_AZIMUTH_ANGLE": round(scene.azimuth_deg, 6),
-        "MEAN_SOLAR_ZENITH_ANGLE": round(scene.zenith_deg, 6),
-        "MGRS_TILE": tile,
-        "PROCESSING_BASELINE": baseline,
-        "PRODUCT_ID": product,
-        "SENSING_ORBIT_DIRECTION": "DESCENDING",
-        "SENSING_ORBIT_NUMBER": scene.strip.number,
-        "SPACECRAFT_NAME": f"Sentinel-2{craft}",
-        "synthetic": 1,
-    }
 
 
 class DerivedDataset(OpticalDataset):
     """Products made from L1C granules: same index, same lattice at 10 m."""
 
-    def _properties(self, scene: OpticalScene, cloud: float) -> dict[str, Any]:
-        return {**self.spec.get("properties", {}), "MGRS_TILE": scene.tile.name, "synthetic": 1}
+    def _properties(self, scene: OpticalScene, cloud: float) -> Mapping[str, Any]:
+        told = score_properties(scene, cloud) if self.spec.get("tells_source") else {"MGRS_TILE": scene.tile.name}
+        return {**self.spec.get("properties", {}), **told, "synthetic": 1}
 
 
 class RadarDataset(SyntheticDataset):
@@ -285,7 +278,7 @@ class RadarDataset(SyntheticDataset):
                 start_ms=scene.start_ms,
                 end_ms=scene.start_ms + 25_000,
                 footprint=scene.frame.footprint,
-                properties=_radar_properties(scene),
+                properties=radar_properties(scene),
                 private=scene,
             )
         )
@@ -295,28 +288,7 @@ class RadarDataset(SyntheticDataset):
         bands = []
         for name in (*scene.polarisations, "angle"):
             row = self.fields[name]
-            step = float(row["gsd"])
-            shape = -(-height * 10 // row["gsd"]), -(-width * 10 // row["gsd"])
+            gsd = 40 if scene.mode == "EW" and name != "angle" else row["gsd"]
+            step, shape = float(gsd), (-(-height * 10 // gsd), -(-width * 10 // gsd))
             bands.append(band_info(name, row, f"EPSG:{scene.frame.epsg}", square_transform(step, left, top), shape))
         return tuple(bands)
-
-
-def _radar_properties(scene: RadarScene) -> dict[str, Any]:
-    return {
-        "familyName": "SENTINEL-1",
-        "instrument": "Synthetic Aperture Radar",
-        "instrumentMode": "IW",
-        "instrumentSwath": "IW",
-        "orbitProperties_pass": "ASCENDING" if scene.frame.is_ascending else "DESCENDING",
-        "orbitNumber_start": scene.orbit,
-        "orbitNumber_stop": scene.orbit,
-        "platform_number": scene.satellite,
-        "productType": "GRD",
-        "relativeOrbitNumber_start": scene.frame.number,
-        "relativeOrbitNumber_stop": scene.frame.number,
-        "resolution": "H",
-        "resolution_meters": 10,
-        "sliceNumber": scene.frame.piece + 1,
-        "transmitterReceiverPolarisation": list(scene.polarisations),
-        "synthetic": 1,
-    }

@@ -47,6 +47,13 @@ _COLORS = ("38A700", "CCCD65", "88CE66", "00734C", "458970", "7AB6F5", "FEAA01",
            "FE0000", "CC6767", "FE01C4")  # fmt: skip
 
 
+# How far nature is protected ("nature needs half"), drawn at random.
+_PROTECTION = (
+    "Half Protected", "Nature Could Reach Half Protected", "Nature Could Recover", "Nature Imperiled",
+)  # fmt: skip
+_PROTECTION_COLORS = ("257315", "7BC141", "F9A91B", "EE1E23")
+
+
 def realm_of(lon: float, lat: float) -> str:
     """RESOLVE's realm of a place, by boxes."""
     if lat < -60.0:
@@ -131,14 +138,18 @@ def _compass(lon: float, lat: float) -> str:
 
 
 def _properties(number: int, name: str, biome: int, realm: str, shape: Any) -> Mapping[str, Any]:
+    protection = int(hash_floats(number + 50_000, 1)[0] * len(_PROTECTION))
     return {
         "BIOME_NAME": BIOMES[biome - 1],
         "BIOME_NUM": float(biome),
         "COLOR": "#" + _COLORS[biome - 1],
         "COLOR_BIO": "#" + _COLORS[biome - 1],
+        "COLOR_NNH": "#" + _PROTECTION_COLORS[protection],
         "ECO_ID": float(FIRST_ID + number),
         "ECO_NAME": name,
         "LICENSE": "CC0-1.0",
+        "NNH": float(protection + 1),
+        "NNH_NAME": _PROTECTION[protection],
         "OBJECTID": float(number),
         "REALM": realm,
         "SHAPE_AREA": float(shape.area),

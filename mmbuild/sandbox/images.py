@@ -5,10 +5,11 @@ Nothing here computes pixels; that starts when a grid is pulled down the nodes (
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
 
 import numpy as np
 import shapely
@@ -24,13 +25,17 @@ DEFAULT_PROJECTION = Projection()
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """One band: `node` computes it, the rest is what `getInfo` shows. size: (width, height) of a stored band."""
+    """One band: `node` computes it, the rest is what `getInfo` shows.
+
+    size: (width, height) of a band with edges, in pixels of its projection. origin: its first column and row there.
+    """
 
     name: str
     type: PixelType
     node: Pixels
     projection: Projection = DEFAULT_PROJECTION
     size: tuple[int, int] | None = None
+    origin: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,45 +56,62 @@ class Image:
         return self.id if name == "system:id" else self.properties.get(name)
 
     def with_properties(self, properties: Mapping[str, Any]) -> Image:
+        """The same image with these properties over its own; what is worked out when it is read stays so."""
+        if isinstance(self.properties, ChainMap):
+            top, *below = self.properties.maps
+            return replace(self, properties=ChainMap({**top, **properties}, *below))
         return replace(self, properties={**self.properties, **properties})
 
     def with_bands(self, bands: Sequence[Band]) -> Image:
-        """The same metadata and footprint over other bands."""
-        return replace(self, bands=tuple(bands), id=None)
+        """The same metadata, id included, and footprint over other bands (geedim finds its masks by that id)."""
+        return replace(self, bands=tuple(bands))
 
     def band(self, name: str) -> Band | None:
-        return next((band for band in self.bands if band.name == name), None)
+        place = next((i for i, own in enumerate(self.names) if own == name), None)
+        return None if place is None else self.bands[place]
 
     @property
     def names(self) -> list[str]:
-        return [band.name for band in self.bands]
+        return self.bands.names if isinstance(self.bands, StoredBands) else [band.name for band in self.bands]
 
 
 WORLD = Geometry(shapely.box(-180.0, -90.0, 180.0, 90.0), geodesic=False)
 
 
 class StoredBands(Sequence[Band]):
-    """The bands of an image in the world, made when somebody looks: most images of a search are only filtered."""
+    """The bands of an image in the world, each made when somebody looks: most images of a search are only filtered."""
 
     def __init__(self, dataset: Dataset, info: ImageInfo) -> None:
         self._dataset, self._info = dataset, info
+        self._made: dict[int, Band] = {}
 
-    @cached_property
-    def _bands(self) -> tuple[Band, ...]:
-        return tuple(_stored_band(self._dataset, self._info, band) for band in self._info.bands)
+    @property
+    def names(self) -> list[str]:
+        return [band.id for band in self._info.bands]
 
     def __getitem__(self, index: Any) -> Any:
-        return self._bands[index]
+        places = range(len(self))[index]
+        return self._band(places) if isinstance(places, int) else tuple(self._band(place) for place in places)
 
     def __len__(self) -> int:
         return len(self._info.bands)
 
+    def _band(self, place: int) -> Band:
+        # One object per band, also when threads meet here: pixels are remembered by it.
+        made = self._made.get(place)
+        return made or self._made.setdefault(place, _stored_band(self._dataset, self._info, self._info.bands[place]))
+
 
 def _stored_band(dataset: Dataset, info: ImageInfo, band: BandInfo) -> Band:
-    lattice = Projection(band.crs, band.transform)
+    lattice = _lattice(band.crs, band.transform)
     size = None if band.width is None or band.height is None else (band.width, band.height)
     node = Stored(dataset, info, band, lattice)
-    return Band(band.id, pixel_type(band.dtype, band.value_range), node, lattice, size)
+    return Band(band.id, _type(band.dtype, band.value_range), node, lattice, size)
+
+
+# Thousands of bands share a few lattices and types.
+_lattice = lru_cache(maxsize=4096)(Projection)
+_type = lru_cache(maxsize=256)(pixel_type)
 
 
 def stored_image(dataset: Dataset, info: ImageInfo) -> Image:
@@ -100,9 +122,11 @@ def stored_image(dataset: Dataset, info: ImageInfo) -> Image:
     if info.end_ms is not None:
         system |= {"system:time_end": info.end_ms}
     footprint = None if info.footprint is None else Geometry(info.footprint, geodesic=False)
-    if footprint is not None:
+    if footprint is not None and info.tells_footprint:
         system |= {"system:footprint": footprint}
-    return Image(StoredBands(dataset, info), {**info.properties, **system}, info.id, footprint)
+    # Chained, not copied: some properties are only worked out when they are read.
+    properties = ChainMap(system, cast(dict[str, Any], info.properties))
+    return Image(StoredBands(dataset, info), properties, info.id, footprint)
 
 
 def constant_image(value: Any) -> Image:
@@ -134,6 +158,18 @@ def masked_band(name: str, like: Band) -> Band:
 def default_projection(*bands: Band) -> Projection:
     """The first projection that says something; constants and composites do not."""
     return next((b.projection for b in bands if b.projection != DEFAULT_PROJECTION), DEFAULT_PROJECTION)
+
+
+def within_edges(band: Band, *inputs: Band) -> Band:
+    """The band with edges where those of its inputs meet, as far as they are on the band's lattice."""
+    edged = [b for b in inputs if b.size is not None and b.projection == band.projection]
+    if not edged:
+        return band
+    left, top = (max(b.origin[axis] for b in edged) for axis in (0, 1))
+    right, bottom = (min(b.origin[axis] + b.size[axis] for b in edged if b.size) for axis in (0, 1))
+    if right <= left or bottom <= top:
+        return band
+    return replace(band, origin=(left, top), size=(right - left, bottom - top))
 
 
 @dataclass(frozen=True, eq=False)

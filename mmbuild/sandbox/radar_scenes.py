@@ -118,20 +118,22 @@ class Frame:
 
 @dataclass(frozen=True, kw_only=True)
 class RadarScene:
-    """One acquisition of a frame: satellite, start, absolute orbit, polarisations."""
+    """One acquisition of a frame: satellite, start, absolute orbit, polarisations, mode ("IW" or "EW")."""
 
     frame: Frame
     satellite: str
     start_ms: int
     orbit: int
     polarisations: tuple[str, ...]
+    mode: str = "IW"
 
     @cached_property
     def index(self) -> str:
         """For example S1A_IW_GRDH_1SDV_20200607T010800_20200607T010825_032904_03CFBA_D457."""
-        kind = {("VV", "VH"): "1SDV", ("HH", "HV"): "1SDH", ("VV",): "1SSV"}[self.polarisations]
+        kind = {("VV", "VH"): "1SDV", ("HH", "HV"): "1SDH", ("VV",): "1SSV", ("HH",): "1SSH"}[self.polarisations]
+        grid = "GRDM" if self.mode == "EW" else "GRDH"
         tail = int(hash_floats(self.orbit * 311 + self.frame.piece, 1)[0] * 65536)
-        return (f"S1{self.satellite}_IW_GRDH_{kind}_{stamp(self.start_ms)}_{stamp(self.start_ms + 25_000)}"
+        return (f"S1{self.satellite}_{self.mode}_{grid}_{kind}_{stamp(self.start_ms)}_{stamp(self.start_ms + 25_000)}"
                 f"_{self.orbit:06d}_{(self.orbit * 8 + 0x2111) & 0xFFFFFF:06X}_{tail:04X}")  # fmt: skip
 
     @cached_property
@@ -199,10 +201,20 @@ def frame_scenes(frame: Frame, start_ms: int, end_ms: int) -> list[RadarScene]:
         for k in SENTINEL1.cycles(base, max(start_ms, first), min(end_ms, last)):
             ms = base + k * SENTINEL1.cycle_ms
             orbit = _absolute_orbit(frame.number, k, satellite)
-            if not _is_missing(frame, orbit, satellite, region, ms):
+            made = _mode(icy, ms, region, is_dropped=_is_dropped(frame, orbit, ms))
+            if made is not None and (satellite == "A" or 0.35 < region < 0.9):
+                mode, polarisations = made
                 found.append(RadarScene(frame=frame, satellite=satellite, start_ms=ms, orbit=orbit,
-                                        polarisations=_polarisations(icy, ms, region)))  # fmt: skip
+                                        polarisations=polarisations, mode=mode))  # fmt: skip
     return found
+
+
+def _mode(icy: bool, ms: int, region: float, *, is_dropped: bool) -> tuple[str, tuple[str, ...]] | None:
+    """Mode and polarisations of a pass; over ice, one that brings no interferometric swath brings an extra wide one."""
+    if not is_dropped:
+        return "IW", _polarisations(icy, ms, region)
+    # Some wide scenes of the ice come in one polarisation.
+    return ("EW", ("HH",) if region < 0.3 else ("HH", "HV")) if icy else None
 
 
 def _absolute_orbit(number: int, k: int, satellite: str) -> int:
@@ -218,10 +230,9 @@ def _polarisations(icy: bool, ms: int, region: float) -> tuple[str, ...]:
     return ("VV",) if ms < 1_483_228_800_000 and 0.5 < region < 0.7 else ("VV", "VH")
 
 
-def _is_missing(frame: Frame, orbit: int, satellite: str, region: float, ms: int) -> bool:
+def _is_dropped(frame: Frame, orbit: int, ms: int) -> bool:
+    """One pass in twelve brings no product; until 2016, one in three."""
     draw = hash_floats(orbit * 4099 + frame.number * 251 + frame.piece, 1)[0]
-    if satellite == "B" and not 0.35 < region < 0.9:
-        return True
     return draw < (0.35 if ms < 1_483_228_800_000 else 0.08)
 
 

@@ -45,7 +45,7 @@ SEARCH_MAX_ZENITH_DEG = 82.0
 
 @dataclass(frozen=True, kw_only=True)
 class Strip:
-    """How one relative orbit passes a tile: time since its node, and |a x + b y + c| <= half width in tile metres."""
+    """How one relative orbit passes a tile: time since its node, and |a x + b y + c| <= half_m in tile metres."""
 
     number: int
     node_lon: float
@@ -53,10 +53,11 @@ class Strip:
     a: float
     b: float
     c: float
+    half_m: float = SWATH_KM * 1000.0
 
     def covers(self, x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.bool_]:
         """Which points (in the tile's coordinates) lie within the swath."""
-        return np.asarray(np.abs(self.a * x + self.b * y + self.c) <= SWATH_KM * 1000.0)
+        return np.asarray(np.abs(self.a * x + self.b * y + self.c) <= self.half_m)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,47 +111,56 @@ def _date(day: int) -> str:
 
 @lru_cache(maxsize=4096)
 def strips(tile: Tile) -> tuple[Strip, ...]:
-    """The relative orbits whose swath touches the tile, by number; empty over the open ocean and beyond 83 N, 56 S."""
-    lon, lat = tile.centre
-    if not -56.0 < lat < 83.0 or not _near_land(tile):
+    """Sentinel-2's relative orbits whose swath touches the tile, by number; none over open ocean, beyond 83 N, 56 S."""
+    if not -56.0 < tile.centre[1] < 83.0 or not is_near_land(tile):
         return ()
+    return orbit_strips(tile, SENTINEL2, SWATH_KM)
+
+
+def orbit_strips(tile: Tile, orbit: Orbit, half_km: float) -> tuple[Strip, ...]:
+    """The relative orbits whose descending swath, half_km to each side, touches the tile, by number."""
+    lon, lat = tile.centre
     # Descending half, as far as the tile can see it.
     u = np.arange(96.0, 264.0, 0.05)
-    position, motion = SENTINEL2.track(u)
+    position, motion = orbit.track(u)
     near = np.abs(np.degrees(np.arcsin(position[2])) - lat) < 3.0
     u, position, motion = u[near], position[:, near], motion[:, near]
     flat = math.cos(math.radians(lat))
     east = math.radians(lon)
     centre = np.array([flat * math.cos(east), flat * math.sin(east), math.sin(math.radians(lat))])
     found = []
-    for number, node in enumerate(SENTINEL2.node_lons.tolist(), start=1):
+    for number, node in enumerate(orbit.node_lons.tolist() if u.size else (), start=1):
         ahead = turned(position, node)
         best = int(np.argmax(centre @ ahead))
-        if EARTH_RADIUS_KM * math.acos(min(float(centre @ ahead[:, best]), 1.0)) < SWATH_KM + 85.0:
-            found.append(_strip(tile, number, node, float(u[best]), ahead[:, best], turned(motion, node)[:, best]))
-    return tuple(s for s in found if _valid_area(tile, s).area > 0.01 * TILE_M**2)
+        if EARTH_RADIUS_KM * math.acos(min(float(centre @ ahead[:, best]), 1.0)) < half_km + 85.0:
+            at, moves = ahead[:, best], turned(motion, node)[:, best]
+            a, b, c = _centre_line(tile, at, moves)
+            found.append(Strip(number=number, node_lon=node, delay_ms=float(u[best]) / 360.0 * orbit.period_ms,
+                               a=a, b=b, c=c, half_m=half_km * 1000.0))  # fmt: skip
+    return tuple(s for s in found if valid_area(tile, s).area > 0.01 * TILE_M**2)
 
 
-def _strip(tile: Tile, number: int, node: float, u: float, at: NDArray[Any], motion: NDArray[Any]) -> Strip:
+def _centre_line(tile: Tile, at: NDArray[Any], motion: NDArray[Any]) -> tuple[float, float, float]:
+    """a, b, c of the track's line a x + b y + c = 0 in the tile's metres."""
     ends = np.stack([at - 0.006 * motion, at + 0.006 * motion], axis=1)
     x, y = transformer(4326, tile.epsg).transform(*lonlat(ends / np.sqrt(np.sum(ends * ends, axis=0))))
     dx, dy = x[1] - x[0], y[1] - y[0]
     length = math.hypot(dx, dy)
     a, b = dy / length, -dx / length
-    delay = u / 360.0 * SENTINEL2.period_ms
-    return Strip(number=number, node_lon=node, delay_ms=delay, a=a, b=b, c=-(a * x[0] + b * y[0]))
+    return a, b, -(a * x[0] + b * y[0])
 
 
-def _near_land(tile: Tile) -> bool:
+def is_near_land(tile: Tile) -> bool:
+    """Whether land, or the sea within 12 km of it, lies on the tile."""
     steps = np.linspace(0.0, TILE_M, 12)
     x, y = np.meshgrid(tile.left + steps, tile.top - steps)
     return bool((coast_distance(points(*to_lonlat(tile.epsg, x.ravel(), y.ravel()))) > -12.0).any())
 
 
-def _valid_area(tile: Tile, strip: Strip) -> Any:
+def valid_area(tile: Tile, strip: Strip) -> Any:
     """Square and swath, in the tile's coordinates."""
     square = box(tile.left, tile.top - TILE_M, tile.left + TILE_M, tile.top)
-    half, far = SWATH_KM * 1000.0, 400_000.0
+    half, far = strip.half_m, 400_000.0
     cx, cy = tile.left + TILE_M / 2, tile.top - TILE_M / 2
     off = strip.a * cx + strip.b * cy + strip.c
     fx, fy = cx - strip.a * off, cy - strip.b * off
@@ -162,7 +172,7 @@ def _valid_area(tile: Tile, strip: Strip) -> Any:
 @lru_cache(maxsize=8192)
 def footprint(tile: Tile, strip: Strip) -> Any:
     """Valid area as a lon/lat polygon with points every 5 km; split in two at the antimeridian."""
-    return lonlat_polygon(tile.epsg, _valid_area(tile, strip))
+    return lonlat_polygon(tile.epsg, valid_area(tile, strip))
 
 
 def lonlat_polygon(epsg: int, area: Any) -> Any:
@@ -242,7 +252,7 @@ def scenes_in(bounds: Sequence[float], start_ms: int, end_ms: int, level: str) -
 
 
 @lru_cache(maxsize=2048)
-def _sample(tile: Tile) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def sample_cells(tile: Tile) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Coordinates of the 11 x 11 cloud cells a tile's cloud share is measured at."""
     steps = (np.floor((np.arange(11) + 0.5) * TILE_M / 11 / CELL_M) + 0.5) * CELL_M
     x, y = np.meshgrid(tile.left + steps, tile.top - steps)
@@ -262,7 +272,7 @@ def cloud_shares(scenes: Sequence[OpticalScene]) -> list[float]:
 
 
 def _measure(tile: Tile, scenes: list[OpticalScene]) -> None:
-    x, y = _sample(tile)
+    x, y = sample_cells(tile)
     p = points(*to_lonlat(tile.epsg, x, y))
     rain, hemisphere = yearly_rain(p)
     for group in (scenes[i : i + 64] for i in range(0, len(scenes), 64)):
