@@ -243,7 +243,7 @@ def test_the_sandbox_never_raises(failure: type[Exception], monkeypatch: pytest.
     def fail(*_: object) -> None:
         raise failure("readable text")
 
-    monkeypatch.setattr("mmbuild.sandbox.rest.evaluate", fail)
+    monkeypatch.setattr("mmbuild.sandbox.endpoints.evaluate", fail)
     body = json.dumps({"expression": {}}).encode()
     status, _, answer = Sandbox(open_world()).handle("POST", "/v1/projects/offline/value:compute", "", {}, body)
     assert status == 400

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mmbuild.sandbox.assets import World
+    from mmbuild.sandbox.faults import Faults
+    from mmbuild.sandbox.limits import Limits
     from mmbuild.sandbox.server import Server
     from mmbuild.sandbox.transport import Transport
 
@@ -25,16 +27,34 @@ def open_world(archive: str | None = None, archive_root: str | None = None) -> W
 
 
 def offline_transport(
-    *, archive: str | None = None, archive_root: str | None = None, latency_ms: float = 0.0
+    *,
+    archive: str | None = None,
+    archive_root: str | None = None,
+    latency_ms: float = 0.0,
+    limits: Limits | None = None,
+    faults: Faults | None = None,
+    canned: bool = False,
 ) -> Transport:
-    """A transport for `ee.Initialize(credentials=None, url=..., http_transport=...)`; `.sandbox` has the counters."""
+    """A transport for `ee.Initialize(credentials=None, url=..., http_transport=...)`; `.sandbox` has the counters.
+
+    It has no limits and no faults unless they are given; ValueError says what is wrong with a fault script.
+    """
     from mmbuild.sandbox.rest import Sandbox
     from mmbuild.sandbox.transport import Transport
 
-    return Transport(Sandbox(open_world(archive, archive_root)), latency_ms=latency_ms)
+    sandbox = Sandbox(open_world(archive, archive_root), canned=canned)
+    return Transport(sandbox, latency_ms=latency_ms, limits=limits, faults=faults)
 
 
-def bind(world: World, *, port: int, latency_ms: float = 0.0) -> Server:
+def bind(
+    world: World,
+    *,
+    port: int,
+    latency_ms: float = 0.0,
+    limits: Limits | None = None,
+    faults: Faults | None = None,
+    canned: bool = False,
+) -> Server:
     """A server of this world, bound to a port of this machine (0: a free one) and not yet answering.
 
     Raises OSError when the port is taken. `.run(ready=...)` serves until interrupted.
@@ -42,4 +62,5 @@ def bind(world: World, *, port: int, latency_ms: float = 0.0) -> Server:
     from mmbuild.sandbox.rest import Sandbox
     from mmbuild.sandbox.server import Server
 
-    return Server(Sandbox(world), port=port, latency_ms=latency_ms)
+    sandbox = Sandbox(world, canned=canned)
+    return Server(sandbox, port=port, latency_ms=latency_ms, limits=limits, faults=faults)
