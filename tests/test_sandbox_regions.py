@@ -40,6 +40,15 @@ def test_a_point_takes_the_pixel_that_contains_it() -> None:
     assert b4().reduceRegion(ee.Reducer.first(), point).getInfo() == {"B4": 2003}
 
 
+def test_several_points_and_lines_take_the_pixels_they_meet() -> None:
+    places = [[LEFT + 5, TOP - 5], [LEFT + 30, TOP - 20], [LEFT + 7, TOP - 7]]
+    assert reduced(ee.Reducer.toList(), ee.Geometry.MultiPoint(places, "EPSG:32631")) == {"B4": [0, 2003]}
+    line = ee.Geometry.LineString(
+        [[LEFT + 5, TOP - 5], [LEFT + 25, TOP - 5], [LEFT + 25, TOP - 12]], "EPSG:32631", False
+    )
+    assert reduced(ee.Reducer.toList(), line) == {"B4": [0, 1, 2, 1002]}
+
+
 def test_a_region_on_the_lattice_takes_its_pixels_whole() -> None:
     assert reduced(ee.Reducer.mean(), box(0, 0, 20, 20)) == {"B4": 500.5}
     assert reduced(ee.Reducer.sum(), box(0, 0, 20, 20)) == {"B4": 2002}

@@ -61,7 +61,14 @@ def type_name(value: Any) -> str:
 
 
 def parse_date(text: str, zone: tzinfo = UTC) -> Date:
-    """An instant from `2019`, `2019-2`, `2019-02-01`, `2019-02-01T10:20`, `...:30.5`, with an optional Z or offset."""
+    """An instant from `2019`, `2019-2`, `2019-02-01`, `2019-02-01T10:20`, `...:30.5`, with an optional Z or offset.
+
+    `2019-032` is the 32nd day of the year.
+    """
+    by_day = _DAY_OF_YEAR.match(text.strip())
+    if by_day is not None:
+        first = parse_date(f"{by_day[1]}-01-01{by_day[3]}", zone)
+        return Date((first.when(zone) + timedelta(days=int(by_day[2]) - 1) - EPOCH) / timedelta(milliseconds=1))
     match = _DATE.fullmatch(text.strip())
     if match is None:
         raise EarthEngineError(f"Date: Bad date/time '{text}'.")
@@ -75,6 +82,7 @@ def parse_date(text: str, zone: tzinfo = UTC) -> Date:
     return Date((when - EPOCH) / timedelta(milliseconds=1) + float(second or 0) * 1000.0)
 
 
+_DAY_OF_YEAR = re.compile(r"(\d{4})-(\d{3})((?:[T ].*)?)$")
 _DATE = re.compile(
     r"(\d{4})(?:-(\d{1,2}))?(?:-(\d{1,2}))?"
     r"(?:[T ](\d{1,2})(?::(\d{1,2})(?::(\d{1,2}(?:\.\d*)?))?)?)?(Z|[+-]\d\d:?\d\d)?"

@@ -141,8 +141,15 @@ def area_m2(geometry: Geometry) -> float:
 
 
 def length_m(geometry: Geometry) -> float:
-    """Length of lines, or of outlines, on the WGS 84 ellipsoid."""
-    return sum(GEOD.geometry_area_perimeter(part)[1] for part in shapely.get_parts(geometry.lonlat))
+    """Length of the linear parts on the WGS 84 ellipsoid; polygons have none."""
+    lines = (part for part in shapely.get_parts(geometry.lonlat) if shapely.get_dimensions(part) == 1)
+    return float(sum(GEOD.geometry_length(part) for part in lines))
+
+
+def perimeter_m(geometry: Geometry) -> float:
+    """Length of the outlines of the polygons on the WGS 84 ellipsoid; lines have none."""
+    areas = (part for part in shapely.get_parts(geometry.lonlat) if shapely.get_dimensions(part) == 2)
+    return float(sum(GEOD.geometry_area_perimeter(part)[1] for part in areas))
 
 
 def distance_m(left: Geometry, right: Geometry) -> float:

@@ -26,6 +26,7 @@ class Reducer:
 
     rows(rows, weights) -> one value per output; a row is a tuple of `inputs` values without nulls it did not allow.
     stack(values, mask) -> one (values, mask) pair per output; both (n, ...); None when it makes no sense per pixel.
+    tuples(values, mask) -> the same of several inputs: values (n, inputs, ...), mask (n, ...).
     weighted: whether partly covered pixels of a region take part.
     """
 
@@ -35,6 +36,7 @@ class Reducer:
     inputs: int = 1
     optional: int = 0
     weighted: bool = False
+    tuples: Callable[[Array, Array], list[tuple[Array, Array]]] | None = None
 
     def reduce_rows(self, rows: Sequence[Row], weights: Sequence[float] | None = None) -> dict[str, Any]:
         """Outputs by name; rows with a null among the required inputs are left out."""
@@ -159,6 +161,40 @@ def variance() -> Reducer:
     return _scalar("variance", lambda v, w: v.var(), _spread)
 
 
+def sample_standard_deviation() -> Reducer:
+    """Null for fewer than two values."""
+    return _of_two("stdDev", lambda v: v.std(ddof=1), lambda v, m: np.sqrt(_sample_spread(v, m)))
+
+
+def sample_variance() -> Reducer:
+    """Null for fewer than two values."""
+    return _of_two("variance", lambda v: v.var(ddof=1), _sample_spread)
+
+
+def _of_two(name: str, of_numbers: Callable[[Array], Any], stack: Callable[[Array, Array], Array]) -> Reducer:
+    def rows(rows: Sequence[Row], weights: Sequence[float]) -> list[Any]:
+        return [float(of_numbers(_numbers(rows))) if len(rows) > 1 else None]
+
+    def pixels(values: Array, mask: Array) -> list[tuple[Array, Array]]:
+        top = np.where((mask > 0).sum(axis=0) > 1, mask.max(axis=0), 0.0)
+        return [(np.where(top > 0, stack(values, mask), 0.0), top)]
+
+    return Reducer((name,), rows, pixels)
+
+
+def _sample_spread(values: Array, mask: Array) -> Array:
+    count = (mask > 0).sum(axis=0)
+    return np.asarray(_spread(values, mask) * count / np.maximum(count - 1, 1))
+
+
+def all_non_zero() -> Reducer:
+    return _scalar("all", lambda v, w: bool(v.all()), lambda v, m: np.asarray(_masked(v, m, 1.0).all(axis=0) * 1.0))
+
+
+def any_non_zero() -> Reducer:
+    return _scalar("any", lambda v, w: bool(v.any()), lambda v, m: np.asarray(_masked(v, m, 0.0).any(axis=0) * 1.0))
+
+
 def product() -> Reducer:
     return _scalar("product", lambda v, w: v.prod(), lambda v, m: _masked(v, m, 1.0).prod(axis=0))
 
@@ -227,7 +263,41 @@ def percentile(percentiles: Sequence[float], names: Sequence[str] | None) -> Red
     def rows(rows: Sequence[Row], weights: Sequence[float]) -> list[Any]:
         return [float(np.percentile(_numbers(rows), value)) if rows else None for value in percentiles]
 
-    return Reducer(outputs, rows)
+    def stack(values: Array, mask: Array) -> list[tuple[Array, Array]]:
+        ordered, top = np.sort(_masked(values, mask, np.inf), axis=0), mask.max(axis=0)
+        place = [np.maximum((mask > 0).sum(axis=0) - 1, 0) * value / 100.0 for value in percentiles]
+        return [(np.where(top > 0, _between(ordered, p), 0.0), top) for p in place]
+
+    return Reducer(outputs, rows, stack)
+
+
+def _between(ordered: Array, place: Array) -> Array:
+    """Linear interpolation at a fractional position along axis 0."""
+    low = np.floor(place).astype(np.int64)
+    high = np.minimum(low + 1, len(ordered) - 1)
+    first, second = (np.take_along_axis(ordered, index[None], axis=0)[0] for index in (low, high))
+    share = place - low
+    return np.asarray(np.where(share > 0, first + share * (np.where(share > 0, second, first) - first), first))
+
+
+def with_companions(reducer: Reducer, inputs: int) -> Reducer:
+    """Minimum or maximum of the first input, and the other inputs of that row; outputs min, min1, min2, ..."""
+    (name,) = reducer.names
+
+    def rows(rows: Sequence[Row], weights: Sequence[float]) -> list[Any]:
+        if not rows:
+            return [None] * inputs
+        first = [row[0] for row in rows]
+        return list(rows[first.index(min(first) if name == "min" else max(first))])
+
+    def tuples(values: Array, mask: Array) -> list[tuple[Array, Array]]:
+        first = np.where(mask > 0, values[:, 0], np.inf if name == "min" else -np.inf)
+        best = (np.argmin(first, axis=0) if name == "min" else np.argmax(first, axis=0))[None]
+        top = np.take_along_axis(mask, best, axis=0)[0]
+        picked = (np.take_along_axis(values[:, i], best, axis=0)[0] for i in range(inputs))
+        return [(np.where(top > 0, value, 0.0), top) for value in picked]
+
+    return Reducer((name, *(f"{name}{i}" for i in range(1, inputs))), rows, None, inputs=inputs, tuples=tuples)
 
 
 def minimum_maximum() -> Reducer:

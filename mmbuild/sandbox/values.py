@@ -193,10 +193,14 @@ class Hints:
 
 @dataclass(frozen=True, eq=False)
 class Filter:
-    """A predicate over one element, or over a pair in a join; `hints` only ever narrow what is listed."""
+    """A predicate over one element, or over a pair in a join; `hints` only ever narrow what is listed.
+
+    measure: how far apart a pair is, for joins that save the best match; few filters have one.
+    """
 
     test: Callable[[Any, Any], bool]
     hints: Hints = Hints()
+    measure: Callable[[Any, Any], float | None] | None = None
 
     def __call__(self, element: Any, other: Any = None) -> bool:
         return self.test(element, other)

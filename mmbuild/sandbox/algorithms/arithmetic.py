@@ -11,7 +11,7 @@ import numpy as np
 
 from mmbuild.sandbox.algorithms.bands import CASTS, cast_values
 from mmbuild.sandbox.graph import Context, algorithm
-from mmbuild.sandbox.images import Band, Image, default_projection, pixelwise
+from mmbuild.sandbox.images import Band, Image, default_projection, pixelwise, within_edges
 from mmbuild.sandbox.raster import Local, Pair
 from mmbuild.sandbox.values import EarthEngineError, PixelType
 
@@ -111,7 +111,7 @@ BINARY: dict[str, Operation] = {
     "multiply": Operation(np.multiply, _interval(np.multiply)),
     "divide": Operation(_divide, _real),
     "mod": Operation(_modulo, _union),
-    "pow": Operation(np.power, _real),
+    "pow": Operation(np.float_power, _real),
     "max": Operation(np.maximum, _union),
     "min": Operation(np.minimum, _union),
     "eq": Operation(np.equal, _boolean),
@@ -182,7 +182,9 @@ def _binary(context: Context, image1: Image, image2: Image, *, operation: Operat
             return pixelwise(operation.compute, a, b)
 
     bands = [
-        Band(name, operation.type(a.type, b.type), Local((a.node, b.node), compute), default_projection(a, b))
+        within_edges(
+            Band(name, operation.type(a.type, b.type), Local((a.node, b.node), compute), default_projection(a, b)), a, b
+        )
         for name, a, b in matched(image1, image2)
     ]
     return Image(tuple(bands), _index_only(image1), footprint=image1.footprint or image2.footprint)
@@ -194,7 +196,7 @@ def _unary(context: Context, value: Image, *, operation: Operation) -> Image:
             return pixelwise(operation.compute, pair)
 
     bands = [replace(b, type=operation.type(b.type), node=Local((b.node,), compute)) for b in value.bands]
-    return replace(value.with_bands(bands), properties=_index_only(value))
+    return replace(value.with_bands(bands), properties=_index_only(value), id=None)
 
 
 def plain_number(value: Any, inputs: Iterable[Any]) -> int | float:

@@ -1,4 +1,4 @@
-"""Image.*: loading, choosing and naming bands, masks, casts, replacement. Pixel by pixel, no change of grid."""
+"""Image.*: loading, choosing and naming bands, casts, replacement. Pixel by pixel, no change of grid."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from mmbuild.sandbox.algorithms.terrain import degree_lengths_m, zone_area_m2
 from mmbuild.sandbox.assets import find_image
-from mmbuild.sandbox.coerce import to_geometry
-from mmbuild.sandbox.geometry import Geometry
 from mmbuild.sandbox.graph import Context, algorithm
-from mmbuild.sandbox.images import Band, Image, Inside, constant_image, default_projection
-from mmbuild.sandbox.raster import Grid, Local, Pair, Reader
-from mmbuild.sandbox.values import EarthEngineError, PixelType, pixel_type
+from mmbuild.sandbox.images import Band, Image, constant_image, default_projection, within_edges
+from mmbuild.sandbox.raster import Grid, Local, Pair, Reader, positions
+from mmbuild.sandbox.values import EarthEngineError, PixelType, Projection, is_geographic, pixel_type
 
-MASK_TYPE = PixelType("float", 0.0, 1.0)
 # Earth Engine's cast names and the numpy types they clamp to.
 CASTS = {
     "uint8": "u1", "toUint8": "u1", "byte": "u1", "toByte": "u1", "int8": "i1", "toInt8": "i1",
@@ -131,105 +129,6 @@ def band_types(context: Context, image: Image) -> dict[str, PixelType]:
     return {band.name: band.type for band in image.bands}
 
 
-# -- masks ------------------------------------------------------------------------------------------------------------
-
-
-@algorithm("Image.mask")
-def mask(context: Context, image: Image, mask: Image | None) -> Image:
-    if mask is None:
-        return image.with_bands([_mask_band(band) for band in image.bands])
-    return _with_mask(image, mask, lambda own, new: new)
-
-
-@algorithm("Image.updateMask")
-def update_mask(context: Context, image: Image, mask: Image) -> Image:
-    return _with_mask(image, mask, np.minimum)
-
-
-@algorithm("Image.selfMask")
-def self_mask(context: Context, image: Image) -> Image:
-    return _with_mask(image, image, np.minimum)
-
-
-def _mask_band(band: Band) -> Band:
-    def compute(pair: Pair) -> Pair:
-        return pair[1], np.broadcast_to(np.float64(1.0), pair[1].shape)
-
-    return replace(band, type=MASK_TYPE, node=Local((band.node,), compute))
-
-
-def _with_mask(image: Image, mask: Image, combine: Any) -> Image:
-    """A mask image of one band serves all bands; its own masked pixels count as 0."""
-
-    def compute(pair: Pair, other: Pair) -> Pair:
-        new = combine(pair[1], np.where(other[1] > 0, np.clip(other[0], 0.0, 1.0), 0.0))
-        return np.where(new > 0, pair[0], 0.0), new
-
-    if len(mask.bands) not in (1, len(image.bands)):
-        raise EarthEngineError(
-            f"Image.updateMask: The mask must have one band or {len(image.bands)}, not {len(mask.bands)}."
-        )
-    masks = tuple(mask.bands) * len(image.bands) if len(mask.bands) == 1 else mask.bands
-    bands = [
-        replace(band, node=Local((band.node, m.node), compute)) for band, m in zip(image.bands, masks, strict=True)
-    ]
-    return image.with_bands(bands)
-
-
-@algorithm("Image.unmask")
-def unmask(context: Context, input: Image, value: Image | None, sameFootprint: bool) -> Image:
-    value = constant_image(0) if value is None else value
-    if len(value.bands) not in (1, len(input.bands)):
-        raise EarthEngineError(
-            f"Image.unmask: The value must have one band or {len(input.bands)}, not {len(value.bands)}."
-        )
-    fills = tuple(value.bands) * len(input.bands) if len(value.bands) == 1 else value.bands
-    inside = Inside(input.footprint) if sameFootprint and input.footprint is not None else None
-
-    def compute(pair: Pair, fill: Pair, *where: Pair) -> Pair:
-        change = pair[1] <= 0
-        if where:
-            change = change & (where[0][0] > 0)
-        return np.where(change, fill[0], pair[0]), np.where(change, fill[1], pair[1])
-
-    bands = [
-        replace(
-            band,
-            type=band.type.union(fill.type),
-            node=Local((band.node, fill.node) + (() if inside is None else (inside,)), compute),
-        )
-        for band, fill in zip(input.bands, fills, strict=True)
-    ]
-    image = input.with_bands(bands)
-    return image if sameFootprint else replace(image, footprint=None)
-
-
-@algorithm("Image.clip")
-def clip(context: Context, input: Image, geometry: Any) -> Image:
-    """Pixels whose centre is outside the geometry are masked (the real service also keeps a partly covered edge)."""
-    shape = to_geometry(geometry)
-    if not isinstance(shape, Geometry):
-        raise EarthEngineError("Image.clip: The geometry must be a Geometry, Feature or FeatureCollection.")
-    inside = Inside(shape)
-
-    def compute(pair: Pair, where: Pair) -> Pair:
-        return np.where(where[0] > 0, pair[0], 0.0), np.where(where[0] > 0, pair[1], 0.0)
-
-    bands = [replace(band, node=Local((band.node, inside), compute)) for band in input.bands]
-    meet = shape if input.footprint is None else _meet(input.footprint, shape)
-    return replace(input.with_bands(bands), footprint=meet)
-
-
-def _meet(left: Geometry, right: Geometry) -> Geometry:
-    return Geometry(left.lonlat.intersection(right.lonlat), geodesic=False)
-
-
-@algorithm("Image.clipToCollection")
-def clip_to_collection(context: Context, input: Image, collection: Any) -> Image:
-    clipped: Image = clip(context, input, collection)
-    return clipped
-
-
 # -- values -----------------------------------------------------------------------------------------------------------
 
 
@@ -284,12 +183,22 @@ def _as_image(value: Any) -> Image:
 
 @algorithm("Image.blend")
 def blend(context: Context, bottom: Image, top: Image) -> Image:
-    def compute(low: Pair, high: Pair) -> Pair:
-        return np.where(high[1] > 0, high[0], low[0]), np.maximum(low[1], high[1])
+    """The top over the bottom, masks as opacity; one band serves all bands of the other image."""
 
+    def compute(low: Pair, high: Pair) -> Pair:
+        under = low[1] * (1 - high[1])
+        opacity = high[1] + under
+        total = high[0] * high[1] + low[0] * under
+        return np.divide(total, opacity, out=np.zeros(np.shape(total)), where=opacity > 0), opacity
+
+    count = max(len(bottom.bands), len(top.bands))
+    lows, highs = (tuple(i.bands) * (count if len(i.bands) == 1 else 1) for i in (bottom, top))
+    if len(lows) != len(highs):
+        raise EarthEngineError(f"Image.blend: Images of {len(lows)} and {len(highs)} bands cannot be blended.")
+    named = lows if len(bottom.bands) == count else highs
     bands = [
-        replace(b, type=b.type.union(t.type), node=Local((b.node, t.node), compute))
-        for b, t in zip(bottom.bands, top.bands, strict=False)
+        replace(low, name=name.name, type=low.type.union(high.type), node=Local((low.node, high.node), compute))
+        for low, high, name in zip(lows, highs, named, strict=True)
     ]
     return bottom.with_bands(bands)
 
@@ -371,6 +280,55 @@ def pixel_lon_lat(context: Context) -> Image:
     return Image((longitude, Band("latitude", PixelType("double", -90.0, 90.0), LonLat(1))))
 
 
+@dataclass(frozen=True, eq=False)
+class Coordinate:
+    """x (0) or y (1) of the pixel centres in a projection, in pixels of its transform."""
+
+    axis: int
+    projection: Projection
+
+    def read(self, reader: Reader, grid: Grid) -> Pair:
+        row, col = positions(reader, grid, self.projection)
+        shape = (grid.height, grid.width)
+        return np.broadcast_to((col, row)[self.axis], shape), np.broadcast_to(np.float64(1.0), shape)
+
+
+@algorithm("Image.pixelCoordinates")
+def pixel_coordinates(context: Context, projection: Projection) -> Image:
+    """Bands x and y; a projection without a transform counts in units of its CRS."""
+    kinds = zip(("x", "y"), (Coordinate(0, projection), Coordinate(1, projection)), strict=True)
+    return Image(tuple(Band(name, PixelType("double"), node) for name, node in kinds))
+
+
+class PixelArea:
+    """Square metres of each pixel on the WGS 84 ellipsoid: exact on a grid of meridians and parallels.
+
+    Elsewhere it is the quadrangle of the pixel's corners, so pixels should be small on the globe.
+    """
+
+    def read(self, reader: Reader, grid: Grid) -> Pair:
+        a, b, c, d, e, f = grid.transform
+        corners = Grid(grid.crs, (a, b, c - (a + b) / 2, d, e, f - (d + e) / 2), grid.width + 1, grid.height + 1)
+        lon, lat = (np.asarray(p) for p in np.broadcast_arrays(*reader.coordinates(corners, "EPSG:4326")))
+        if is_geographic(grid.crs) and grid.upright:
+            zone = np.abs(np.diff(zone_area_m2(np.clip(lat, -90.0, 90.0)), axis=0)[:, :-1])
+            return zone * abs(a) / 360.0, np.broadcast_to(np.float64(1.0), zone.shape)
+        middle = (lat[:-1, :-1] + lat[1:, 1:]) / 2.0
+        per_lon, per_lat = degree_lengths_m(middle)
+        (dx, dy), (ex, ey) = _diagonals(lon), _diagonals(lat)
+        area = np.abs(dx * ey - dy * ex) / 2.0 * per_lon * per_lat
+        return area, np.broadcast_to(np.float64(1.0), area.shape)
+
+
+def _diagonals(corner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return corner[1:, 1:] - corner[:-1, :-1], corner[1:, :-1] - corner[:-1, 1:]
+
+
+@algorithm("Image.pixelArea")
+def pixel_area(context: Context) -> Image:
+    return Image((Band("area", PixelType("double"), PixelArea()),))
+
+
 @algorithm("Image.metadata")
 def metadata(context: Context, image: Image, property: str, name: str | None) -> Image:
     value = image.get(property)
@@ -392,4 +350,5 @@ def normalized_difference(context: Context, input: Image, bandNames: Sequence[st
 
     node = Local((left.node, right.node), compute)
     band = Band("nd", PixelType("float", -1.0, 1.0), node, default_projection(left, right))
-    return input.with_bands([band])
+    kept = {key: value for key, value in input.properties.items() if key == "system:index"}
+    return replace(input.with_bands([within_edges(band, left, right)]), properties=kept)

@@ -41,7 +41,11 @@ def asset_collection(
 
 def _candidates(dataset: Dataset, hints: Hints) -> Sequence[Any]:
     if hints.index is None:
-        return dataset.images(bounds=hints.bounds, start_ms=hints.start_ms, end_ms=hints.end_ms)
+        try:
+            return dataset.images(bounds=hints.bounds, start_ms=hints.start_ms, end_ms=hints.end_ms)
+        except ValueError as error:
+            # A synthetic planet of scenes is not listed without a region, which the real service would do.
+            raise EarthEngineError(f"The offline Earth Engine does not list this collection: {error}.") from error
     try:
         return [dataset.image(hints.index)]
     except KeyError:
@@ -93,7 +97,7 @@ def from_features(context: Context, features: Sequence[Any]) -> Collection:
 
 
 def _indexed(element: Any, index: str) -> Any:
-    if element.get("system:index") is not None:
+    if isinstance(element, Collection) or element.get("system:index") is not None:
         return element
     return (
         replace(element, id=index) if isinstance(element, Feature) else element.with_properties({"system:index": index})
@@ -102,8 +106,10 @@ def _indexed(element: Any, index: str) -> Any:
 
 @algorithm("Collection.filter")
 def filter_collection(context: Context, collection: Collection, filter: Any) -> Collection:
+    if isinstance(filter, str):
+        filter = context.call("Filter.expression", expression=filter)
     if not isinstance(filter, Filter):
-        raise EarthEngineError("The offline Earth Engine does not read filters written as text.")
+        raise EarthEngineError(f"Collection.filter: Expected a Filter or a string, found {type(filter).__name__}.")
     return collection.filter(filter)
 
 

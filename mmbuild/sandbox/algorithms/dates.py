@@ -198,6 +198,12 @@ def _piece(match: re.Match[str], when: datetime) -> str:
         return calendar.day_name[when.weekday()] if length > 3 else calendar.day_abbr[when.weekday()]
     if letter in "yYu":
         return f"{when.year % 100:02d}" if length == 2 else str(when.year).zfill(length)
+    if letter in "zZ":
+        return _zone(letter, length, when)
+    if letter == "a":
+        return "AM" if when.hour < 12 else "PM"
+    if letter == "G":
+        return "AD"
     if letter == "S":
         return f"{when.microsecond:06d}"[:length].ljust(length, "0")
     if letter not in _PATTERN:
@@ -205,7 +211,22 @@ def _piece(match: re.Match[str], when: datetime) -> str:
     return str(_PATTERN[letter](when)).zfill(length)
 
 
+def _zone(letter: str, length: int, when: datetime) -> str:
+    """Z: the offset, ZZ: with a colon, ZZZ: the name of the zone; z: its abbreviation."""
+    if letter == "z" and length > 3:
+        raise EarthEngineError(f"The offline Earth Engine does not know the date pattern '{letter * length}'.")
+    if letter == "z":
+        return when.strftime("%Z")
+    if length > 2:
+        return str(when.tzinfo)
+    offset = when.strftime("%z")
+    return offset if length == 1 else f"{offset[:3]}:{offset[3:5]}"
+
+
 _PATTERN: dict[str, Callable[[datetime], int]] = {
+    "C": lambda when: when.year // 100,
+    "K": lambda when: when.hour % 12,
+    "k": lambda when: when.hour or 24,
     "M": lambda when: when.month,
     "d": lambda when: when.day,
     "D": lambda when: when.timetuple().tm_yday,
@@ -219,10 +240,16 @@ _PATTERN: dict[str, Callable[[datetime], int]] = {
 }
 
 
+# Joda patterns and how strptime calls them, which reads numbers with and without leading zeros.
+_CODES = {
+    "yyyy": "%Y", "YYYY": "%Y", "yy": "%y", "YY": "%y", "MMMM": "%B", "MMM": "%b", "MM": "%m", "M": "%m", "dd": "%d",
+    "d": "%d", "DDD": "%j", "HH": "%H", "H": "%H", "mm": "%M", "m": "%M", "ss": "%S", "s": "%S",
+}  # fmt: skip
+
+
 @algorithm("Date.parse")
 def parse(context: Context, format: str, date: str, timeZone: str | None) -> Date:
-    codes = {"yyyy": "%Y", "YYYY": "%Y", "MM": "%m", "dd": "%d", "HH": "%H", "mm": "%M", "ss": "%S", "DDD": "%j"}
-    pieces = [match.group(1) or codes.get(match.group(0), match.group(0)) for match in _TOKEN.finditer(format)]
+    pieces = [match.group(1) or _CODES.get(match.group(0), match.group(0)) for match in _TOKEN.finditer(format)]
     try:
         return _from_datetime(datetime.strptime(date, "".join(pieces)).replace(tzinfo=time_zone(timeZone)))
     except ValueError as error:

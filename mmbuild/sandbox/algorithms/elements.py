@@ -25,7 +25,7 @@ def feature(
 @algorithm("Element.get")
 def get(context: Context, object: Element | Collection, property: str) -> Any:
     if isinstance(object, Collection):
-        return object.properties.get(property)
+        return object.id if property == "system:id" else object.properties.get(property)
     return object.get(property)
 
 
@@ -63,6 +63,8 @@ def _with(element: Any, properties: Mapping[str, Any]) -> Any:
     kept = {key: value for key, value in properties.items() if value is not None}
     dropped = properties.keys() - kept.keys()
     result = element.with_properties(kept)
+    if not dropped:
+        return result
     return replace(result, properties={k: v for k, v in result.properties.items() if k not in dropped})
 
 

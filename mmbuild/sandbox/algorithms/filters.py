@@ -32,15 +32,40 @@ def operands(
     if leftField is not None and rightField is not None:
 
         def pair(element: Any, other: Any) -> bool:
-            if other is None:
-                raise EarthEngineError("Filter: A filter of two fields can only be used in a join.")
-            return _safe(compare, field_of(element, leftField), field_of(other, rightField))
+            # Outside a join both fields are those of the one element (documented on ee.Filter.lessThan).
+            right = element if other is None else other
+            return _safe(compare, field_of(element, leftField), field_of(right, rightField))
 
         return pair
     if leftField is not None:
         return lambda element, _: _safe(compare, field_of(element, leftField), rightValue)
     field = str(rightField)
     return lambda element, _: _safe(compare, leftValue, field_of(element, field))
+
+
+def measured(
+    distance: Callable[[Any, Any], float | None],
+    leftField: str | None,
+    rightValue: Any,
+    rightField: str | None,
+    leftValue: Any,
+) -> Callable[[Any, Any], float | None]:
+    """How far apart a pair is that passed the filter with these operands."""
+
+    def measure(element: Any, other: Any) -> float | None:
+        left = leftValue if leftField is None else field_of(element, leftField)
+        right = rightValue if rightField is None else field_of(element if leftField is None else other, rightField)
+        return None if left is None or right is None else distance(left, right)
+
+    return measure
+
+
+def _first_measure(filters: Sequence[Filter]) -> Callable[[Any, Any], float | None] | None:
+    """The measure of the first filter that the pair passes and that has one (assumed for And and Or alike)."""
+    having = [(condition, condition.measure) for condition in filters if condition.measure is not None]
+    if not having:
+        return None
+    return lambda left, right: next((measure(left, right) for test, measure in having if test(left, right)), None)
 
 
 def _safe(compare: Compare, left: Any, right: Any) -> bool:
@@ -117,7 +142,8 @@ def all_of(context: Context, filters: Sequence[Filter]) -> Filter:
     hints = Hints()
     for condition in filters:
         hints = hints.narrowed(condition.hints)
-    return Filter(lambda element, other: all(condition(element, other) for condition in filters), hints)
+    measure = _first_measure(filters)
+    return Filter(lambda element, other: all(condition(element, other) for condition in filters), hints, measure)
 
 
 @algorithm("Filter.or")
@@ -125,7 +151,8 @@ def any_of(context: Context, filters: Sequence[Filter]) -> Filter:
     hints = filters[0].hints if filters else Hints()
     for condition in filters[1:]:
         hints = hints.widened(condition.hints)
-    return Filter(lambda element, other: any(condition(element, other) for condition in filters), hints)
+    measure = _first_measure(filters)
+    return Filter(lambda element, other: any(condition(element, other) for condition in filters), hints, measure)
 
 
 @algorithm("Filter.not")
@@ -165,10 +192,11 @@ def max_difference(
     rightField: str | None,
     leftValue: Any,
 ) -> Filter:
-    def near(a: Any, b: Any) -> bool:
-        return bool(abs(plain(a) - plain(b)) <= difference)
+    def apart(a: Any, b: Any) -> float:
+        return float(abs(plain(a) - plain(b)))
 
-    return Filter(operands(near, leftField, rightValue, rightField, leftValue))
+    given = (leftField, rightValue, rightField, leftValue)
+    return Filter(operands(lambda a, b: apart(a, b) <= difference, *given), measure=measured(apart, *given))
 
 
 _CALENDAR: dict[str, Callable[[Any], int]] = {
@@ -265,5 +293,10 @@ def within_distance(
     leftValue: Any,
     maxError: Any,
 ) -> Filter:
+    def metres(left: Any, right: Any) -> float | None:
+        a, b = _shape(left), _shape(right)
+        return None if a is None or b is None else distance_m(a, b)
+
+    given = (leftField, rightValue, rightField, leftValue)
     compare = _spatial(lambda a, b: distance_m(a, b) <= distance)
-    return Filter(operands(compare, leftField, rightValue, rightField, leftValue))
+    return Filter(operands(compare, *given), measure=measured(metres, *given))

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import shapely
+import shapely.affinity
 
 from mmbuild.sandbox import geometry as shapes
 from mmbuild.sandbox.coerce import to_geometry
@@ -16,20 +17,16 @@ from mmbuild.sandbox.graph import Context, algorithm
 from mmbuild.sandbox.values import EarthEngineError, ErrorMargin, Feature, Projection, is_geographic
 
 
-def _crs(crs: Projection | None) -> str:
-    if crs is not None and crs.transform != Projection().transform:
-        raise EarthEngineError(
-            "The offline Earth Engine makes geometries in a plain CRS, not in pixels of a projection."
-        )
-    return LONLAT if crs is None else crs.crs
-
-
 def _made(build: Callable[[], Any], crs: Projection | None, geodesic: bool | None) -> Geometry:
-    code = _crs(crs)
+    """The shape in the CRS of the projection; with a transform, coordinates are pixels (columns, rows) of it."""
+    code = LONLAT if crs is None else crs.crs
     try:
         shape = build()
     except (ValueError, TypeError, IndexError, shapely.errors.ShapelyError) as error:
         raise EarthEngineError(f"GeometryConstructors: Invalid coordinates: {error}.") from error
+    if crs is not None and crs.transform != Projection().transform:
+        a, b, c, d, e, f = crs.transform
+        shape = shapely.affinity.affine_transform(shape, [a, b, d, e, c, f])
     return Geometry(shape, code, is_geographic(code) if geodesic is None else geodesic)
 
 
@@ -166,13 +163,26 @@ _TESTS: dict[str, Callable[[Geometry, Geometry], Any]] = {
 _MEASURES: dict[str, Callable[[Geometry], float]] = {
     "area": shapes.area_m2,
     "length": shapes.length_m,
-    "perimeter": shapes.length_m,
+    "perimeter": shapes.perimeter_m,
 }
+# Which parts a measure is of: lines (1) or polygons (2).
+_DIMENSIONS = {"area": 2, "length": 1, "perimeter": 2}
 _SHAPERS: dict[str, Callable[[Geometry], Geometry]] = {
     "centroid": shapes.centroid,
     "convexHull": lambda g: Geometry(g.lonlat.convex_hull, geodesic=False),
     "dissolve": lambda g: Geometry(shapely.union_all(shapely.get_parts(g.lonlat)), geodesic=False),
 }
+
+
+def _measured(shape: Geometry, maxError: Any, proj: Projection | None, *, name: str) -> float:
+    """In metres on the ellipsoid, or in the units of a projection."""
+    if proj is None:
+        return _MEASURES[name](shape)
+    parts = shapely.get_parts(shape.in_crs(proj.crs))
+    parts = parts[shapely.get_dimensions(parts) == _DIMENSIONS[name]]
+    a, b, _, d, e, _ = proj.transform
+    pixel = abs(a * e - b * d)
+    return float(shapely.area(parts).sum() / pixel if name == "area" else shapely.length(parts).sum() / pixel**0.5)
 
 
 def _of(element: Any) -> Geometry:
@@ -228,7 +238,7 @@ def _register_single(name: str, compute: Callable[..., Any]) -> None:
 
 
 for _name, _measure in _MEASURES.items():
-    _register_single(_name, lambda g, maxError, proj, measure=_measure: measure(g))
+    _register_single(_name, partial(_measured, name=_name))
 for _name, _shaper in _SHAPERS.items():
     _register_single(_name, lambda g, maxError, proj, shaper=_shaper: shaper(g))
 _register_single("bounds", lambda g, maxError, proj: _bounds(g, proj))

@@ -23,8 +23,10 @@ from mmbuild.sandbox.values import (
 
 @algorithm("If")
 def choose(context: Context, condition: Any, trueCase: Any, falseCase: Any) -> Any:
-    """Only the chosen branch is computed. Null, false, 0 and the empty string are false."""
-    chosen = trueCase if condition not in (None, False, 0, "") else falseCase
+    """Only the chosen branch is computed. Null, false, 0, NaN and empty strings, lists and dictionaries are false."""
+    plain = condition is None or isinstance(condition, bool | int | float | str | list | dict)
+    # Only NaN differs from itself.
+    chosen = falseCase if plain and (not condition or condition != condition) else trueCase
     return chosen() if callable(chosen) else chosen
 
 
@@ -47,7 +49,8 @@ def error_margin(context: Context, value: float | None, unit: str) -> ErrorMargi
 def make_pixel_type(context: Context, precision: Any, minValue: Any, maxValue: Any, dimensions: int) -> PixelType:
     if precision not in ("int", "float", "double") or dimensions:
         raise EarthEngineError(f"PixelType: Unsupported precision '{precision}' or dimensions {dimensions}.")
-    return PixelType(precision, minValue, maxValue)
+    low, high = (None if value is None else float(value) for value in (minValue, maxValue))
+    return PixelType(precision, low, high)
 
 
 # -- dictionaries -----------------------------------------------------------------------------------------------------
@@ -125,18 +128,23 @@ def dictionary_map(context: Context, dictionary: Mapping[str, Any], baseAlgorith
 def dictionary_select(
     context: Context, dictionary: Mapping[str, Any], selectors: Sequence[str], ignoreMissing: bool
 ) -> dict[str, Any]:
-    names = [name for name in selectors if name in dictionary or not ignoreMissing]
-    return {name: dictionary_get(context, dictionary, name, None) for name in names}
+    return {key: dictionary[key] for name in selectors for key in _keys(dictionary, name, ignoreMissing)}
+
+
+def _keys(dictionary: Mapping[str, Any], selector: str, ignore_missing: bool) -> list[str]:
+    """The key of that name, or all whose whole name matches it as a regular expression."""
+    found = [selector] if selector in dictionary else [key for key in dictionary if _matches(selector, key)]
+    if not found and not ignore_missing:
+        raise EarthEngineError(f"Dictionary: Dictionary does not contain key: '{selector}'.")
+    return found
 
 
 @algorithm("Dictionary.remove")
 def dictionary_remove(
     context: Context, dictionary: Mapping[str, Any], selectors: Sequence[str], ignoreMissing: bool
 ) -> dict[str, Any]:
-    for name in selectors:
-        if not ignoreMissing:
-            dictionary_get(context, dictionary, name, None)
-    return {key: value for key, value in dictionary.items() if key not in selectors}
+    gone = {key for name in selectors for key in _keys(dictionary, name, ignoreMissing)}
+    return {key: value for key, value in dictionary.items() if key not in gone}
 
 
 @algorithm("Dictionary.rename")
@@ -190,26 +198,53 @@ def string_slice(context: Context, string: str, start: int, end: int | None) -> 
 
 @algorithm("String.split")
 def string_split(context: Context, string: str, regex: str, flags: str) -> list[str]:
-    return re.split(regex, string, flags=_flags(flags))
+    """What lies between the matches; empty strings at the end are left out."""
+    if not regex:
+        return list(string)
+    pieces, start = [], 0
+    for match in _pattern(regex, flags).finditer(string):
+        if match.end() > match.start():
+            pieces.append(string[start : match.start()])
+            start = match.end()
+    pieces.append(string[start:])
+    while len(pieces) > 1 and not pieces[-1]:
+        pieces.pop()
+    return pieces
 
 
 @algorithm("String.replace")
 def string_replace(context: Context, input: str, regex: str, replacement: str, flags: str) -> str:
     count = 0 if "g" in flags else 1
-    return re.sub(regex, re.sub(r"\$(\d)", r"\\\1", replacement), input, count=count, flags=_flags(flags))
+    return _pattern(regex, flags).sub(re.sub(r"\$(\d)", r"\\\1", replacement), input, count=count)
 
 
 @algorithm("String.match")
 def string_match(context: Context, input: str, regex: str, flags: str) -> list[str]:
     """All matches with the flag g, else the first match and its groups."""
     if "g" in flags:
-        return [match.group(0) for match in re.finditer(regex, input, flags=_flags(flags))]
-    found = re.search(regex, input, flags=_flags(flags))
+        return [match.group(0) for match in _pattern(regex, flags).finditer(input)]
+    found = _pattern(regex, flags).search(input)
     return [] if found is None else [found.group(0), *found.groups()]
 
 
-def _flags(flags: str) -> int:
-    return re.IGNORECASE if "i" in flags else 0
+# POSIX names of characters that patterns may use between brackets, as Python's patterns write them.
+_POSIX = {
+    "[:space:]": r"\s", "[:digit:]": "0-9", "[:alpha:]": "A-Za-z", "[:alnum:]": "0-9A-Za-z", "[:upper:]": "A-Z",
+    "[:lower:]": "a-z", "[:word:]": r"\w", "[:punct:]": r"!-/:-@\[-`{-~",
+}  # fmt: skip
+
+
+def _pattern(regex: str, flags: str) -> re.Pattern[str]:
+    for name, characters in _POSIX.items():
+        regex = regex.replace(name, characters)
+    try:
+        return re.compile(regex, re.IGNORECASE if "i" in flags else 0)
+    except re.error as error:
+        raise EarthEngineError(f"Invalid regular expression '{regex}': {error}.") from error
+
+
+def _matches(selector: str, key: str) -> bool:
+    return _pattern(selector, "").fullmatch(key) is not None
 
 
 @algorithm("String.index")

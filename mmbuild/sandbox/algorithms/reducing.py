@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from mmbuild.sandbox.algorithms.collections import images_of
 from mmbuild.sandbox.geometry import Geometry
 from mmbuild.sandbox.graph import Context, algorithm
 from mmbuild.sandbox.images import Band, Image
-from mmbuild.sandbox.raster import Grid, Pair, Pixels, Reader
+from mmbuild.sandbox.raster import Array, Grid, Pair, Pixels, Reader, together
 from mmbuild.sandbox.reducers import Reducer
 from mmbuild.sandbox.values import Collection, EarthEngineError, PixelType
 
@@ -29,6 +29,12 @@ for _name, _make in {
     "last": reducers.last,
     "lastNonNull": reducers.last,
     "stdDev": reducers.standard_deviation,
+    "sampleStdDev": reducers.sample_standard_deviation,
+    "sampleVariance": reducers.sample_variance,
+    "allNonZero": reducers.all_non_zero,
+    "and": reducers.all_non_zero,
+    "anyNonZero": reducers.any_non_zero,
+    "or": reducers.any_non_zero,
     "variance": reducers.variance,
     "minMax": reducers.minimum_maximum,
     "frequencyHistogram": reducers.frequency_histogram,
@@ -46,29 +52,27 @@ for _name, _make in {
 
 @algorithm("Reducer.min")
 def minimum(context: Context, numInputs: int) -> Reducer:
-    return _one_input(reducers.minimum(), numInputs)
+    return _of_inputs(reducers.minimum(), numInputs)
 
 
 @algorithm("Reducer.max")
 def maximum(context: Context, numInputs: int) -> Reducer:
-    return _one_input(reducers.maximum(), numInputs)
+    return _of_inputs(reducers.maximum(), numInputs)
 
 
-def _one_input(reducer: Reducer, inputs: int) -> Reducer:
-    if inputs != 1:
-        raise EarthEngineError(
-            f"The offline Earth Engine does not implement Reducer.{reducer.names[0]} of {inputs} inputs."
-        )
-    return reducer
+def _of_inputs(reducer: Reducer, inputs: int) -> Reducer:
+    return reducer if inputs == 1 else reducers.with_companions(reducer, inputs)
 
 
 @algorithm("Reducer.median")
 def median(context: Context, maxBuckets: Any, minBucketWidth: Any, maxRaw: Any) -> Reducer:
+    """Exact for any number of inputs; the service approximates beyond maxRaw with a histogram."""
     return reducers.median()
 
 
 @algorithm("Reducer.mode")
 def most_common(context: Context, maxBuckets: Any, minBucketWidth: Any, maxRaw: Any) -> Reducer:
+    """Exact for any number of inputs; the service approximates beyond maxRaw with a histogram."""
     return reducers.most_common()
 
 
@@ -133,9 +137,28 @@ class Stack:
     output: int = 0
 
     def read(self, reader: Reader, grid: Grid) -> Pair:
-        pairs = [reader.read(node, grid) for node in self.nodes]
+        with together(self.nodes):
+            pairs = [reader.read(node, grid) for node in self.nodes]
         values, mask = np.stack([v for v, _ in pairs]), np.stack([m for _, m in pairs])
         return self.reducer.reduce_stack(values, mask)[self.output]
+
+
+@dataclass(frozen=True, eq=False)
+class TupleStack:
+    """One output of a reducer of several inputs over the same pixel of many images."""
+
+    images: tuple[tuple[Pixels, ...], ...]
+    compute: Callable[[Array, Array], list[Pair]]
+    output: int
+
+    def read(self, reader: Reader, grid: Grid) -> Pair:
+        if not self.images:
+            empty = np.zeros((grid.height, grid.width))
+            return empty, empty
+        pairs = [[reader.read(node, grid) for node in nodes] for nodes in self.images]
+        values = np.stack([np.stack([v for v, _ in image]) for image in pairs])
+        mask = np.stack([np.minimum.reduce([m for _, m in image]) for image in pairs])
+        return self.compute(values, mask)[self.output]
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +198,9 @@ def _footprint(collection: Collection) -> Geometry | None:
     shapes = [image.footprint for image in images_of(collection)]
     if not shapes or any(shape is None for shape in shapes):
         return None
-    return Geometry(shapely.union_all([shape.lonlat for shape in shapes if shape is not None]), geodesic=False)
+    # Dates of one granule share an outline; the union of a year needs each once.
+    outlines = {id(shape.shape): shape.lonlat for shape in shapes if shape is not None}
+    return Geometry(shapely.union_all(list(outlines.values())), geodesic=False)
 
 
 def result_type(output: str, bands: Sequence[Band]) -> PixelType:
@@ -183,6 +208,8 @@ def result_type(output: str, bands: Sequence[Band]) -> PixelType:
     kind = _union(bands)
     if output in ("min", "max", "mode", "first", "last"):
         return kind
+    if output in ("all", "any"):
+        return PixelType("int", 0.0, 1.0)
     if output == "count":
         return PixelType("int", 0.0, float(len(bands)))
     if output == "sum" and kind.precision == "int" and kind.low is not None and kind.high is not None:
@@ -215,8 +242,30 @@ def mosaic(context: Context, collection: Collection) -> Image:
 @algorithm("ImageCollection.reduce")
 def reduce_collection(context: Context, collection: Collection, reducer: Reducer, parallelScale: float) -> Image:
     if reducer.inputs != 1:
-        raise EarthEngineError("The offline Earth Engine reduces image collections with one-input reducers only.")
+        return _composite_of_tuples(collection, reducer)
     return _composite(collection, reducer, suffix=True)
+
+
+def _composite_of_tuples(collection: Collection, reducer: Reducer) -> Image:
+    """A reducer with an input per band: outputs keep the reducer's names; a pixel needs all of an image's bands."""
+    images = images_of(collection)
+    if any(len(image.bands) != reducer.inputs for image in images):
+        found = ", ".join(str(len(image.bands)) for image in images)
+        raise EarthEngineError(
+            f"ImageCollection.reduce: The reducer has {reducer.inputs} inputs, the images have {found} bands."
+        )
+    if reducer.tuples is None:
+        raise EarthEngineError(
+            f"The offline Earth Engine does not reduce collections with {reducer.inputs} inputs to "
+            f"'{', '.join(reducer.names)}'."
+        )
+    nodes = tuple(tuple(band.node for band in image.bands) for image in images)
+    bands = [
+        Band(name, _union([image.bands[i] for image in images]) if images else PixelType("double"),
+             TupleStack(nodes, reducer.tuples, i))
+        for i, name in enumerate(reducer.names)
+    ]  # fmt: skip
+    return Image(tuple(bands), footprint=_footprint(collection))
 
 
 def _shorthand(context: Context, collection: Collection, *, reducer: Reducer) -> Image:
@@ -232,6 +281,8 @@ for _name, _reducer in {
     "mean": reducers.mean(),
     "median": reducers.median(),
     "mode": reducers.most_common(),
+    "and": reducers.all_non_zero(),
+    "or": reducers.any_non_zero(),
 }.items():
     algorithm(f"reduce.{_name}")(partial(_shorthand, reducer=_reducer))
 

@@ -1,7 +1,9 @@
 """Image.reduceRegion and its kin: pixels of a region, each with the share of it that lies inside.
 
-A weighted reducer (mean, sum, histogram) takes every pixel the region touches, weighted by covered area and mask; the
-others take the pixels whose centre lies inside. A point is the pixel that contains it.
+A weighted reducer (mean, sum, histogram) takes every pixel of which the region covers about 0.5 % or more, with the
+lesser of that share and the mask as its weight; the others take the pixels whose centre lies inside (guide "Statistics
+of an Image Region"). A point is the pixel that contains it, a line all that it crosses.
+The service keeps weights in 256 steps (guide "Weighted Reductions"; how it rounds is not said); here they are exact.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import shapely
 from numpy.typing import NDArray
 
 from mmbuild.sandbox.algorithms.projecting import chosen_projection
+from mmbuild.sandbox.covering import EDGE_TOLERANCE_PX, in_pixels, shares, touched
 from mmbuild.sandbox.geometry import Geometry, prepared
 from mmbuild.sandbox.graph import Context, algorithm
 from mmbuild.sandbox.images import Image
@@ -23,10 +26,8 @@ from mmbuild.sandbox.raster import Grid
 from mmbuild.sandbox.reducers import Reducer
 from mmbuild.sandbox.values import Collection, EarthEngineError, Feature, Projection
 
-# The real service leaves out pixels covered by less than about 0.5 % (facts: GIS.SE, staff answers).
-LEAST_COVER = 1 / 256
-# 1e-6 px: a region edge this close to a pixel edge is on it, whatever the rounding of its coordinates.
-EDGE_TOLERANCE_PX = 1e-6
+# Pixels of one band in Image.sampleRectangle; limit and text as users quote them (torchgeo pull request 1223).
+SAMPLE_LIMIT_PIXELS = 262144
 
 
 def region_grid(shape: Any, projection: Projection, max_pixels: float) -> Grid:
@@ -35,10 +36,14 @@ def region_grid(shape: Any, projection: Projection, max_pixels: float) -> Grid:
     if b or d:
         raise EarthEngineError("The offline Earth Engine reduces regions on upright grids only.")
     west, south, east, north = shape.bounds
+    if not np.isfinite(shape.bounds).all():
+        raise EarthEngineError(f"The region is empty or does not reach the projection '{projection.crs}'.")
     cols, rows = sorted(((west - c) / a, (east - c) / a)), sorted(((south - f) / e, (north - f) / e))
     col0, row0 = math.floor(cols[0] + EDGE_TOLERANCE_PX), math.floor(rows[0] + EDGE_TOLERANCE_PX)
-    width = max(1, math.ceil(cols[1] - EDGE_TOLERANCE_PX) - col0)
-    height = max(1, math.ceil(rows[1] - EDGE_TOLERANCE_PX) - row0)
+    # A point or a line on the last edge belongs to the next pixel, an area ends there.
+    last = math.ceil if shapely.get_dimensions(shape) == 2 else lambda v: math.floor(v + 2 * EDGE_TOLERANCE_PX) + 1
+    width = max(1, last(cols[1] - EDGE_TOLERANCE_PX) - col0)
+    height = max(1, last(rows[1] - EDGE_TOLERANCE_PX) - row0)
     if width * height > max_pixels:
         raise EarthEngineError(
             f"Image.reduceRegion: Too many pixels in the region. Found {width * height}, but maxPixels allows only "
@@ -52,36 +57,12 @@ def region_grid(shape: Any, projection: Projection, max_pixels: float) -> Grid:
 
 def coverage(shape: Any, grid: Grid, *, weighted: bool) -> NDArray[Any]:
     """(height, width): covered share of each pixel, or 1 where the centre is inside."""
-    if shape.geom_type == "Point":
-        return np.ones((grid.height, grid.width))
+    if shapely.get_dimensions(shape) < 2:
+        return touched(in_pixels(shape, grid), grid.height, grid.width).astype(np.float64)
     if not weighted:
         x, y = np.broadcast_arrays(*grid.centres())
         return np.asarray(shapely.intersects_xy(prepared(shape), x, y).astype(np.float64))
-    a, _, c, _, e, f = grid.transform
-    edges_x, edges_y = c + a * np.arange(grid.width + 1), f + e * np.arange(grid.height + 1)
-    if shape.equals(shapely.box(*shape.bounds)):
-        west, south, east, north = shape.bounds
-        share = np.outer(_overlap(edges_y, south, north), _overlap(edges_x, west, east))
-        return np.where(share > LEAST_COVER, share, 0.0)
-    return _polygon_share(shape, edges_x, edges_y)
-
-
-def _overlap(edges: NDArray[Any], low: float, high: float) -> NDArray[Any]:
-    """Share of each interval between edges that lies in [low, high]; 1 or 0 exactly within the tolerance."""
-    first, second = np.minimum(edges[:-1], edges[1:]), np.maximum(edges[:-1], edges[1:])
-    share = np.clip((np.minimum(second, high) - np.maximum(first, low)) / (second - first), 0.0, 1.0)
-    return np.where(share > 1 - EDGE_TOLERANCE_PX, 1.0, np.where(share < EDGE_TOLERANCE_PX, 0.0, share))
-
-
-def _polygon_share(shape: Any, edges_x: NDArray[Any], edges_y: NDArray[Any]) -> NDArray[Any]:
-    left, right = np.meshgrid(edges_x[:-1], edges_y[:-1]), np.meshgrid(edges_x[1:], edges_y[1:])
-    boxes = shapely.box(left[0], left[1], right[0], right[1])
-    fast = prepared(shape)
-    inside = shapely.contains(fast, boxes)
-    touched = shapely.intersects(fast, boxes) & ~inside
-    share = inside.astype(np.float64)
-    share[touched] = shapely.area(shapely.intersection(shape, boxes[touched])) / shapely.area(boxes[touched])
-    return np.where(share > LEAST_COVER, share, 0.0)
+    return shares(in_pixels(shape, grid), grid.height, grid.width)
 
 
 def reduce_region(
@@ -105,7 +86,7 @@ def reduce_region(
         return _over_bands(image, reducer, pixels, cover)
     results: dict[str, Any] = {}
     for band, (values, mask) in zip(image.bands, pixels, strict=True):
-        weights = mask * cover if reducer.weighted else ((mask > 0) & (cover > 0)).astype(np.float64)
+        weights = np.minimum(mask, cover) if reducer.weighted else ((mask > 0) & (cover > 0)).astype(np.float64)
         whole = band.type.precision == "int"
         found = _reduced(reducer, values.ravel(), weights.ravel(), whole=whole)
         for name, value in found.items():
@@ -133,7 +114,8 @@ def _over_bands(image: Image, reducer: Reducer, pixels: Sequence[Any], cover: ND
         [int(v) if band.type.precision == "int" else v for v in values[valid].tolist()]
         for band, (values, _) in zip(image.bands, pixels, strict=True)
     ]
-    return reducer.reduce_rows(list(zip(*columns, strict=True)), cover[valid].tolist())
+    weights = np.minimum.reduce([cover, *(mask for _, mask in pixels)]) if reducer.weighted else cover
+    return reducer.reduce_rows(list(zip(*columns, strict=True)), weights[valid].tolist())
 
 
 def _projection(
@@ -161,10 +143,24 @@ def image_reduce_region(
     maxPixels: int,
     tileScale: float,
 ) -> dict[str, Any]:
-    if bestEffort:
-        raise EarthEngineError("The offline Earth Engine does not implement Image.reduceRegion with bestEffort.")
     projection = _projection(image, scale, crs, crsTransform)
-    return reduce_region(context, image, reducer, geometry, projection, maxPixels)
+    region = geometry or image.footprint
+    if bestEffort and region is not None:
+        projection = _affordable(region.in_crs(projection.crs), projection, maxPixels)
+    return reduce_region(context, image, reducer, region, projection, maxPixels)
+
+
+def _affordable(shape: Any, projection: Projection, max_pixels: float) -> Projection:
+    """The projection with pixels just large enough for the region (how much larger the service goes is assumed)."""
+    a, b, c, d, e, f = projection.transform
+    for _ in range(64):
+        grid = region_grid(shape, Projection(projection.crs, (a, b, c, d, e, f)), math.inf)
+        excess = grid.width * grid.height / max(max_pixels, 1)
+        if excess <= 1.0:
+            break
+        factor = max(math.sqrt(excess), 1.01)
+        a, e = a * factor, e * factor
+    return Projection(projection.crs, (a, b, c, d, e, f))
 
 
 @algorithm("Image.reduceRegions")
@@ -206,7 +202,12 @@ def sample_rectangle(
         raise EarthEngineError("Image.sampleRectangle: The image is unbounded; give a region.")
     found: dict[str, Any] = {}
     for band in image.bands:
-        grid = region_grid(region.in_crs(band.projection.crs), band.projection, 262144)
+        grid = region_grid(region.in_crs(band.projection.crs), band.projection, math.inf)
+        if grid.width * grid.height > SAMPLE_LIMIT_PIXELS:
+            raise EarthEngineError(
+                f"Image.sampleRectangle: Too many pixels in sample; must be <= {SAMPLE_LIMIT_PIXELS}. "
+                f"Got {grid.width * grid.height}."
+            )
         values, mask = context.reader.read(band.node, grid)
         if not (mask > 0).all():
             if defaultValue is None:

@@ -1,4 +1,4 @@
-"""Terrain.*: slope and aspect from the four neighbours of each pixel, on the elevation's own lattice."""
+"""Terrain.*: slope, aspect and hillshade from the four neighbours of each pixel, on the elevation's own lattice."""
 
 from __future__ import annotations
 
@@ -9,8 +9,20 @@ from typing import Any
 import numpy as np
 
 from mmbuild.sandbox.graph import Context, algorithm
-from mmbuild.sandbox.images import Image
-from mmbuild.sandbox.raster import Array, Grid, Pair, Pixels, Reader, coarser, gather, indices, level_of, positions
+from mmbuild.sandbox.images import Band, Image
+from mmbuild.sandbox.raster import (
+    Array,
+    Grid,
+    Local,
+    Pair,
+    Pixels,
+    Reader,
+    coarser,
+    gather,
+    indices,
+    level_of,
+    positions,
+)
 from mmbuild.sandbox.values import EarthEngineError, PixelType, Projection, is_geographic
 
 # WGS 84: equatorial radius in metres and squared eccentricity.
@@ -24,6 +36,17 @@ def degree_lengths_m(lat: Array) -> tuple[Array, Array]:
     meridian = normal * (1 - ECCENTRICITY2) / (1 - ECCENTRICITY2 * sine2)
     radian = math.pi / 180.0
     return normal * np.cos(np.radians(lat)) * radian, meridian * radian
+
+
+def zone_area_m2(lat: Array) -> Array:
+    """Area of the WGS 84 ellipsoid between the equator and a parallel, negative in the south.
+
+    Source: Snyder, Map Projections: A Working Manual (USGS 1395), equation 3-12, times pi b^2.
+    """
+    root = math.sqrt(ECCENTRICITY2)
+    sine = np.sin(np.radians(lat))
+    minor2 = SEMI_MAJOR_M**2 * (1 - ECCENTRICITY2)
+    return np.asarray(math.pi * minor2 * (sine / (1 - ECCENTRICITY2 * sine**2) + np.arctanh(root * sine) / root))
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +78,9 @@ class Gradient:
         if self.output == "slope":
             values = np.degrees(np.arctan(np.hypot(east, north)))
         else:
-            # Downhill direction, clockwise from north.
-            values = np.degrees(np.arctan2(-east, -north)) % 360.0
+            # Downhill direction, clockwise from north; 0 on flat ground (assumed).
+            flat = (east == 0) & (north == 0)
+            values = np.where(flat, 0.0, np.degrees(np.arctan2(-east, -north)) % 360.0)
         return np.where(valid > 0, values, 0.0), valid
 
     def _pixel_size_m(self, grid: Grid) -> tuple[Any, Any]:
@@ -69,24 +93,61 @@ class Gradient:
         return a * per_lon, e * per_lat
 
 
-def _terrain(input: Image, outputs: dict[str, PixelType]) -> Image:
-    if not input.bands:
-        raise EarthEngineError("Terrain: The image has no bands.")
-    band = input.bands[0]
+SLOPE, ASPECT = PixelType("float", 0.0, 90.0), PixelType("float", 0.0, 360.0)
+HILLSHADE = PixelType("int", 0.0, 255.0)
+# Where the light of Terrain.products comes from; the defaults of Terrain.hillshade.
+AZIMUTH_DEG, ELEVATION_DEG = 270.0, 45.0
+
+
+def _elevation(input: Image) -> Band:
+    """The only band, or of several the one named `elevation`."""
+    band = input.bands[0] if len(input.bands) == 1 else input.band("elevation")
+    if band is None:
+        raise EarthEngineError(
+            f"Terrain: Need a single band or a band named 'elevation', found [{', '.join(input.names)}]."
+        )
     if band.projection.transform[1] or band.projection.transform[3]:
         raise EarthEngineError("The offline Earth Engine computes terrain on upright lattices only.")
-    bands = [
-        replace(band, name=name, type=kind, node=Gradient(band.node, band.projection, name), size=None)
-        for name, kind in outputs.items()
-    ]
-    return input.with_bands(bands)
+    return band
+
+
+def _gradient(elevation: Band, name: str, kind: PixelType) -> Band:
+    node = Gradient(elevation.node, elevation.projection, name)
+    return replace(elevation, name=name, type=kind, node=node, size=None)
+
+
+def _hillshade(elevation: Band, azimuth: float, height: float) -> Band:
+    """Cosine of the angle between the light and the surface's normal, 0 to 255, rounded; 0 in the shade."""
+    slope, aspect = _gradient(elevation, "slope", SLOPE), _gradient(elevation, "aspect", ASPECT)
+    zenith = math.radians(90.0 - height)
+
+    def compute(steep: Pair, facing: Pair) -> Pair:
+        tilt, turn = np.radians(steep[0]), np.radians(azimuth - facing[0])
+        light = math.cos(zenith) * np.cos(tilt) + math.sin(zenith) * np.sin(tilt) * np.cos(turn)
+        mask = np.minimum(steep[1], facing[1])
+        return np.where(mask > 0, np.floor(np.clip(light, 0.0, 1.0) * 255.0 + 0.5), 0.0), mask
+
+    return replace(slope, name="hillshade", type=HILLSHADE, node=Local((slope.node, aspect.node), compute))
 
 
 @algorithm("Terrain.slope")
 def slope(context: Context, input: Image) -> Image:
-    return _terrain(input, {"slope": PixelType("float", 0.0, 90.0)})
+    return input.with_bands([_gradient(_elevation(input), "slope", SLOPE)])
 
 
 @algorithm("Terrain.aspect")
 def aspect(context: Context, input: Image) -> Image:
-    return _terrain(input, {"aspect": PixelType("float", 0.0, 360.0)})
+    return input.with_bands([_gradient(_elevation(input), "aspect", ASPECT)])
+
+
+@algorithm("Terrain.hillshade")
+def hillshade(context: Context, input: Image, azimuth: float, elevation: float) -> Image:
+    return input.with_bands([_hillshade(_elevation(input), azimuth, elevation)])
+
+
+@algorithm("Terrain.products")
+def products(context: Context, input: Image) -> Image:
+    """The input's bands, then slope, aspect and hillshade."""
+    band = _elevation(input)
+    made = [_gradient(band, "slope", SLOPE), _gradient(band, "aspect", ASPECT)]
+    return input.with_bands([*input.bands, *made, _hillshade(band, AZIMUTH_DEG, ELEVATION_DEG)])
