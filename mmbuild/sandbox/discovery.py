@@ -6,22 +6,64 @@ import json
 from functools import lru_cache
 from typing import Any
 
-# resource: method -> verb, path below v1/, the parameter in the path, query parameters
-_METHODS: dict[str, dict[str, tuple[str, str, str, tuple[str, ...]]]] = {
-    "projects.algorithms": {"list": ("GET", "{+parent}/algorithms", "parent", ())},
+Spec = tuple[str, str, tuple[str, ...]]
+_PAGED = ("pageSize", "pageToken")
+
+# resource: method -> verb, path below v1/ with its parameter in braces, query parameters
+_METHODS: dict[str, dict[str, Spec]] = {
+    "projects": {
+        "getConfig": ("GET", "{+name}", ()),
+        "updateConfig": ("PATCH", "{+name}", ("updateMask",)),
+        "listAssets": ("GET", "{+parent}:listAssets", (*_PAGED, "filter", "view")),
+    },
+    "projects.algorithms": {"list": ("GET", "{+parent}/algorithms", ())},
     "projects.assets": {
-        "get": ("GET", "{+name}", "name", ()),
-        "getPixels": ("POST", "{+name}:getPixels", "name", ()),
-        "listAssets": ("GET", "{+parent}:listAssets", "parent", ("pageSize", "pageToken", "filter", "view")),
+        "get": ("GET", "{+name}", ()),
+        "getPixels": ("POST", "{+name}:getPixels", ()),
+        "listAssets": ("GET", "{+parent}:listAssets", (*_PAGED, "filter", "view")),
+        "listFeatures": ("GET", "{+asset}:listFeatures", (*_PAGED, "region", "filter")),
+        "create": ("POST", "{+parent}/assets", ("assetId", "overwrite")),
+        "copy": ("POST", "{+sourceName}:copy", ()),
+        "move": ("POST", "{+sourceName}:move", ()),
+        "patch": ("PATCH", "{+name}", ()),
+        "delete": ("DELETE", "{+name}", ()),
+        "getIamPolicy": ("POST", "{+resource}:getIamPolicy", ()),
+        "setIamPolicy": ("POST", "{+resource}:setIamPolicy", ()),
     },
-    "projects.image": {"computePixels": ("POST", "{+project}/image:computePixels", "project", ())},
-    "projects.imageCollection": {
-        "computeImages": ("POST", "{+project}/imageCollection:computeImages", "project", ())
+    "projects.image": {
+        "computePixels": ("POST", "{+project}/image:computePixels", ()),
+        "export": ("POST", "{+project}/image:export", ()),
+        "import": ("POST", "{+project}/image:import", ()),
     },
-    "projects.table": {"computeFeatures": ("POST", "{+project}/table:computeFeatures", "project", ())},
-    "projects.value": {"compute": ("POST", "{+project}/value:compute", "project", ())},
-    "projects.operations": {"list": ("GET", "{+name}/operations", "name", ("filter", "pageSize", "pageToken"))},
-}  # fmt: skip
+    "projects.imageCollection": {"computeImages": ("POST", "{+project}/imageCollection:computeImages", ())},
+    "projects.table": {
+        "computeFeatures": ("POST", "{+project}/table:computeFeatures", ()),
+        "export": ("POST", "{+project}/table:export", ()),
+        "import": ("POST", "{+project}/table:import", ()),
+    },
+    "projects.video": {"export": ("POST", "{+project}/video:export", ())},
+    "projects.videoMap": {"export": ("POST", "{+project}/videoMap:export", ())},
+    "projects.map": {"export": ("POST", "{+project}/map:export", ())},
+    "projects.classifier": {"export": ("POST", "{+project}/classifier:export", ())},
+    "projects.value": {"compute": ("POST", "{+project}/value:compute", ())},
+    "projects.thumbnails": {
+        "create": ("POST", "{+parent}/thumbnails", ()),
+        "getPixels": ("GET", "{+name}:getPixels", ()),
+    },
+    "projects.filmstripThumbnails": {"create": ("POST", "{+parent}/filmstripThumbnails", ())},
+    "projects.videoThumbnails": {"create": ("POST", "{+parent}/videoThumbnails", ())},
+    "projects.maps": {"create": ("POST", "{+parent}/maps", ())},
+    "projects.featureView": {"create": ("POST", "{+parent}/featureView", ())},
+    "projects.tables": {
+        "create": ("POST", "{+parent}/tables", ()),
+        "getFeatures": ("GET", "{+name}:getFeatures", ()),
+    },
+    "projects.operations": {
+        "list": ("GET", "{+name}/operations", (*_PAGED, "filter")),
+        "get": ("GET", "{+name}", ()),
+        "cancel": ("POST", "{+name}:cancel", ()),
+    },
+}
 _GLOBAL = ("alt", "fields", "key", "prettyPrint", "quotaUser", "callback", "access_token", "$.xgafv", "oauth_token")
 
 
@@ -43,7 +85,8 @@ def discovery_document(root_url: str) -> bytes:
     return json.dumps(document).encode()
 
 
-def _method(resource: str, name: str, verb: str, path: str, parameter: str, query: tuple[str, ...]) -> dict[str, Any]:
+def _method(resource: str, name: str, verb: str, path: str, query: tuple[str, ...]) -> dict[str, Any]:
+    parameter = path[path.index("{+") + 2 : path.index("}")]
     method: dict[str, Any] = {
         "id": f"earthengine.{resource}.{name}", "httpMethod": verb, "path": f"v1/{path}", "flatPath": f"v1/{path}",
         "description": "", "parameterOrder": [parameter],
@@ -55,7 +98,7 @@ def _method(resource: str, name: str, verb: str, path: str, parameter: str, quer
             **{extra: _parameter("query") for extra in query},
         },
     }  # fmt: skip
-    return {**method, "request": {"type": "any"}} if verb == "POST" else method
+    return {**method, "request": {"type": "any"}} if verb in ("POST", "PATCH") else method
 
 
 def _parameter(location: str) -> dict[str, Any]:

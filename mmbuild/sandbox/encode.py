@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmbuild.sandbox.geometry import Geometry
-from mmbuild.sandbox.graph import MAX_ELEMENTS
 from mmbuild.sandbox.images import Band, Image
+from mmbuild.sandbox.limits import MAX_ELEMENTS
 from mmbuild.sandbox.values import (
     Collection,
     Date,
@@ -58,6 +58,8 @@ def _band(band: Band) -> dict[str, Any]:
     result: dict[str, Any] = {"id": band.name, "data_type": _pixel_type(band.type)}
     if band.size is not None:
         result["dimensions"] = list(band.size)
+        if band.origin != (0, 0):
+            result["origin"] = list(band.origin)
     return result | {"crs": band.projection.crs, "crs_transform": to_json(list(band.projection.transform))}
 
 

@@ -1,4 +1,4 @@
-"""Assets as metadata: one asset, the images of a collection in pages, and the page tokens that all listings share."""
+"""Assets as metadata: one asset, what a folder or collection holds, a table's rows; in pages, filtered alike."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from mmbuild.sandbox.assets import Dataset, ImageInfo, World, find_image
-from mmbuild.sandbox.coerce import parse_date
-from mmbuild.sandbox.encode import to_json
-from mmbuild.sandbox.images import stored_image
-from mmbuild.sandbox.values import EarthEngineError
+import shapely
+
+from mmbuild.sandbox.asset_filters import Condition, conditions, region_of, time_window
+from mmbuild.sandbox.assets import Bounds, Dataset, ImageInfo, World, find_image
+from mmbuild.sandbox.encode import planar_feature_json, to_json
+from mmbuild.sandbox.geometry import Geometry
+from mmbuild.sandbox.graph import Context
+from mmbuild.sandbox.images import Image, stored_image
+from mmbuild.sandbox.values import EarthEngineError, Feature
 
 Item = TypeVar("Item")
 _KINDS = {"image": "IMAGE", "image_collection": "IMAGE_COLLECTION", "table": "TABLE"}
+PER_PAGE = 1000
 
 
 def asset_id(name: str) -> str:
@@ -43,18 +48,33 @@ def get_asset(world: World, name: str) -> dict[str, Any]:
     if dataset is not None and dataset.kind != "image":
         return {"type": _KINDS[dataset.kind], "name": name, "id": wanted, "properties": to_json(dataset.info())}
     found = find_image(world, wanted)
+    if found is None and _below(world, wanted):
+        return {"type": "FOLDER", "name": name, "id": wanted}
     if found is None:
-        raise EarthEngineError(f"Asset '{wanted}' does not exist or doesn't allow this operation.", 404, "NOT_FOUND")
+        raise _missing(wanted)
     return _image_asset(*found, name=name)
 
 
-def _image_asset(dataset: Dataset, info: ImageInfo, *, name: str | None = None) -> dict[str, Any]:
+def stored(context: Context, name: str) -> Image:
+    """The image of an asset; 404 when there is none."""
+    found = find_image(context.world, asset_id(name))
+    if found is None:
+        raise _missing(asset_id(name))
+    return context.image(*found)
+
+
+def _missing(wanted: str) -> EarthEngineError:
+    return EarthEngineError(f"Asset '{wanted}' does not exist or doesn't allow this operation.", 404, "NOT_FOUND")
+
+
+def _image_asset(
+    dataset: Dataset, info: ImageInfo, *, name: str | None = None, bands: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
     image = stored_image(dataset, info)
     asset: dict[str, Any] = {
-        "type": "IMAGE",
-        "name": name or f"projects/earthengine-public/assets/{info.id}",
-        "id": info.id,
-        "bands": [_band(band) for band in to_json(image)["bands"]],
+        **_named(info),
+        **({"name": name} if name else {}),
+        "bands": _bands(dataset, info) if bands is None else bands,
         "properties": to_json({k: v for k, v in image.properties.items() if not k.startswith("system:")}),
     }
     for key, ms in (("startTime", info.start_ms), ("endTime", info.end_ms)):
@@ -63,6 +83,10 @@ def _image_asset(dataset: Dataset, info: ImageInfo, *, name: str | None = None) 
     if image.footprint is not None:
         asset["geometry"] = image.footprint.to_json()
     return asset
+
+
+def _bands(dataset: Dataset, info: ImageInfo) -> list[dict[str, Any]]:
+    return [_band(band) for band in to_json(stored_image(dataset, info))["bands"]]
 
 
 def _band(band: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,33 +102,85 @@ def _band(band: Mapping[str, Any]) -> dict[str, Any]:
     return {**result, "grid": grid}
 
 
-_TIME = re.compile(r'(startTime|endTime)\s*(>=|<)\s*"([^"]+)"')
-
-
 def list_assets(world: World, parent: str, query: Mapping[str, str]) -> dict[str, Any]:
-    """A page of a collection's images; the filter may only name startTime and endTime."""
+    """A page of a collection's images that pass the filter, or of the assets in a folder or project."""
     wanted = asset_id(parent)
     dataset = world.dataset(wanted)
     if dataset is None or dataset.kind != "image_collection":
-        raise EarthEngineError(f"Collection '{wanted}' does not exist.", 404, "NOT_FOUND")
-    window = _window(query.get("filter", ""))
-    listed = dataset.images(start_ms=window.get("start_ms"), end_ms=window.get("end_ms"))
-    images = [i for i in listed if _inside(i.start_ms, window)]
-    found, token = page(images, query, 1000)
-    return {"assets": [_image_asset(dataset, info) for info in found], **token}
+        return _list_folder(world, parent, query)
+    asked = conditions(query.get("filter", ""))
+    found, token = page([info for info in _listed(dataset, asked) if _passes(info, asked)], query, PER_PAGE)
+    if query.get("view") == "BASIC":
+        return {"assets": [_named(info) for info in found], **token}
+    # The images of a collection mostly share their bands, and some have hundreds.
+    bands = {info.bands: _bands(dataset, info) for info in {info.bands: info for info in found}.values()}
+    return {"assets": [_image_asset(dataset, info, bands=bands[info.bands]) for info in found], **token}
 
 
-def _window(text: str) -> dict[str, int]:
-    window: dict[str, int] = {}
-    for part in filter(None, (piece.strip() for piece in text.split(" AND "))):
-        match = _TIME.fullmatch(part)
-        if match is None:
-            raise EarthEngineError(f"The offline Earth Engine does not read the filter '{part}', only times.")
-        window["start_ms" if match.group(2) == ">=" else "end_ms"] = int(parse_date(match.group(3)).ms)
-    return window
+def _listed(dataset: Dataset, asked: Sequence[Condition]) -> Sequence[ImageInfo]:
+    start_ms, end_ms = time_window(asked)
+    try:
+        return dataset.images(bounds=_bounds(region_of(asked)), start_ms=start_ms, end_ms=end_ms)
+    except ValueError as error:
+        # The scenes of a whole planet are made up when asked for, and are too many to make up at once.
+        raise EarthEngineError(f"{error}; when listing assets, give a region.") from error
 
 
-def _inside(ms: int | None, window: Mapping[str, int]) -> bool:
-    if not window:
-        return True
-    return ms is not None and window.get("start_ms", ms) <= ms < window.get("end_ms", ms + 1)
+def _named(info: ImageInfo) -> dict[str, Any]:
+    return {"type": "IMAGE", "name": f"projects/earthengine-public/assets/{info.id}", "id": info.id}
+
+
+def _bounds(region: shapely.Geometry | None) -> Bounds | None:
+    return None if region is None else Geometry(region, geodesic=False).bounds_lonlat()
+
+
+def _passes(info: ImageInfo, asked: Sequence[Condition]) -> bool:
+    facts = {"startTime": info.start_ms, "endTime": info.start_ms if info.end_ms is None else info.end_ms}
+    return all(condition.holds(info.properties, facts, info.footprint) for condition in asked)
+
+
+def _list_folder(world: World, parent: str, query: Mapping[str, str]) -> dict[str, Any]:
+    """What lies directly below a folder: datasets, and folders of datasets."""
+    match = re.fullmatch(r"projects/([^/]+)(?:/assets/?)?", parent)
+    if match and match.group(1) in ("earthengine-public", "earthengine-legacy"):
+        prefix = ""
+    else:
+        prefix = f"projects/{match.group(1)}/assets/" if match else asset_id(parent) + "/"
+    names = sorted({prefix + rest.split("/")[0] for rest in _below(world, prefix.removesuffix("/"))})
+    if not names and not match:
+        raise EarthEngineError(f"Collection '{asset_id(parent)}' does not exist.", 404, "NOT_FOUND")
+    found, token = page(names, query, PER_PAGE)
+    return {"assets": [_folder_entry(world, name) for name in found], **token}
+
+
+def _below(world: World, folder: str) -> list[str]:
+    prefix = f"{folder}/" if folder else ""
+    return [known.removeprefix(prefix) for known in world.ids() if known.startswith(prefix)]
+
+
+def _folder_entry(world: World, wanted: str) -> dict[str, Any]:
+    dataset = world.dataset(wanted)
+    kind = "FOLDER" if dataset is None else _KINDS[dataset.kind]
+    name = (
+        wanted if re.fullmatch("projects/[^/]+/assets/.+", wanted) else f"projects/earthengine-public/assets/{wanted}"
+    )
+    return {"type": kind, "name": name, "id": wanted}
+
+
+def list_features(world: World, name: str, query: Mapping[str, str]) -> dict[str, Any]:
+    """A page of a table's rows as GeoJSON, those that meet `region` and pass `filter`."""
+    wanted = asset_id(name)
+    dataset = world.dataset(wanted)
+    if dataset is None or dataset.kind != "table":
+        raise _missing(wanted)
+    asked = conditions(query.get("filter", ""))
+    if query.get("region"):
+        asked = [*asked, Condition.meets(query["region"])]
+    features = Context(world).call("Collection.loadTable", tableId=wanted).elements
+    found, token = page([f for f in features if _kept(f, asked)], query, PER_PAGE)
+    return {"type": "FeatureCollection", "features": [planar_feature_json(f) for f in found], **token}
+
+
+def _kept(feature: Feature, asked: Sequence[Condition]) -> bool:
+    shape = None if feature.geometry is None else feature.geometry.lonlat
+    return all(condition.holds(feature.properties, {}, shape) for condition in asked)

@@ -1,28 +1,35 @@
-"""The pixel endpoints: a grid message, the limits of an answer, and the two file formats (NPY, GeoTIFF).
-
-Masked pixels come back as 0 in NPY, as the real service does; in a GeoTIFF they carry its nodata value.
-"""
+"""The pixel endpoints: which image, on which grids, within which limits; the files are written by files.py."""
 
 from __future__ import annotations
 
-import io
+import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import rasterio
-from numpy.typing import NDArray
-from rasterio.io import MemoryFile
-from rasterio.transform import Affine
-
+from mmbuild.sandbox.files import Layer, image_file
+from mmbuild.sandbox.geometry import from_geojson
 from mmbuild.sandbox.graph import Context
-from mmbuild.sandbox.images import Image
-from mmbuild.sandbox.raster import Grid, Pair
+from mmbuild.sandbox.images import Band, Image
+from mmbuild.sandbox.limits import DOWNLOAD_LIMIT_BYTES, DOWNLOAD_MAX_SIDE, MAX_BANDS, MAX_SIDE, RESPONSE_LIMIT_BYTES
+from mmbuild.sandbox.raster import Grid
 from mmbuild.sandbox.values import EarthEngineError, crs_object
 
-# Limits of image:computePixels (REST reference): answers of 48 MB, counted with one mask byte per value.
-RESPONSE_LIMIT_BYTES = 48 * 2**20
-MAX_SIDE, MAX_BANDS = 32768, 1024
+
+@dataclass(frozen=True)
+class Ceiling:
+    """How large one answer may be: pixels per side, and bytes counted with one mask byte per value."""
+
+    side: int
+    size_bytes: int
+
+
+# One file at a time in a process: threads that compute side by side only wait for each other's interpreter and push
+# each other's ground out of the caches (measured: two take half as much time again as one). Processes run in parallel.
+_computing = threading.Lock()
+ANSWER = Ceiling(MAX_SIDE, RESPONSE_LIMIT_BYTES)
+DOWNLOAD = Ceiling(DOWNLOAD_MAX_SIDE, DOWNLOAD_LIMIT_BYTES)
+NO_SIZE = "The grid has no dimensions, and the image has no size of its own on it."
 
 
 def grid_from(message: Mapping[str, Any] | None, image: Image) -> Grid:
@@ -34,10 +41,10 @@ def grid_from(message: Mapping[str, Any] | None, image: Image) -> Grid:
     affine = message.get("affineTransform")
     transform = first.projection.transform if affine is None else _affine(affine)
     size = message.get("dimensions")
-    if size is None and affine is None and crs == first.projection.crs and first.size is not None:
-        size = {"width": first.size[0], "height": first.size[1]}
+    if size is None and affine is None and crs == first.projection.crs:
+        return own_grid(first)
     if size is None:
-        raise EarthEngineError("The grid has no dimensions, and the image has no size of its own on it.")
+        raise EarthEngineError(NO_SIZE)
     try:
         width, height = int(size["width"]), int(size["height"])
     except (KeyError, TypeError, ValueError) as error:
@@ -45,6 +52,16 @@ def grid_from(message: Mapping[str, Any] | None, image: Image) -> Grid:
     if width <= 0 or height <= 0:
         raise EarthEngineError(f"Grid dimensions must be positive, found {width}x{height}.")
     return Grid(crs, transform, width, height)
+
+
+def own_grid(band: Band) -> Grid:
+    """The window that the band has on its own lattice; EarthEngineError when it has no edges."""
+    if band.size is None:
+        raise EarthEngineError(NO_SIZE)
+    whole = Grid(band.projection.crs, band.projection.transform, *band.size)
+    a, b, _, d, e, _ = whole.transform
+    x, y = whole.at(float(band.origin[0]), float(band.origin[1]))
+    return Grid(whole.crs, (a, b, x, d, e, y), *band.size)
 
 
 def _affine(message: Mapping[str, Any]) -> tuple[float, float, float, float, float, float]:
@@ -57,84 +74,62 @@ def _affine(message: Mapping[str, Any]) -> tuple[float, float, float, float, flo
     return a, b, c, d, e, f
 
 
-def check_limits(image: Image, grid: Grid) -> None:
+def check_limits(layers: Sequence[Layer], ceiling: Ceiling) -> None:
     """EarthEngineError with the real service's text when the answer would be too large."""
-    if grid.width > MAX_SIDE or grid.height > MAX_SIDE:
+    for _, grid in layers:
+        if max(grid.width, grid.height) > ceiling.side:
+            raise EarthEngineError(
+                f"Pixel grid dimensions ({grid.width}x{grid.height}) must be less than or equal to {ceiling.side}."
+            )
+    if len(layers) > MAX_BANDS:
+        raise EarthEngineError(f"Too many bands: {len(layers)}; at most {MAX_BANDS} are allowed.")
+    size = sum((band.type.dtype.itemsize + 1) * grid.width * grid.height for band, grid in layers)
+    if size > ceiling.size_bytes:
         raise EarthEngineError(
-            f"Pixel grid dimensions ({grid.width}x{grid.height}) must be less than or equal to {MAX_SIDE}."
+            f"Total request size ({size} bytes) must be less than or equal to {ceiling.size_bytes} bytes."
         )
-    if len(image.bands) > MAX_BANDS:
-        raise EarthEngineError(f"Too many bands: {len(image.bands)}; at most {MAX_BANDS} are allowed.")
-    size = sum(band.type.dtype.itemsize + 1 for band in image.bands) * grid.width * grid.height
-    if size > RESPONSE_LIMIT_BYTES:
-        raise EarthEngineError(
-            f"Total request size ({size} bytes) must be less than or equal to {RESPONSE_LIMIT_BYTES} bytes."
-        )
+
+
+def layers_of(context: Context, image: Any, body: Mapping[str, Any], ceiling: Ceiling) -> list[Layer]:
+    """The bands a request asks for, each with its grid; one file per band keeps each band's own.
+
+    Raises EarthEngineError when there is nothing to compute, or too much.
+    """
+    image = _selected(context, image, body)
+    if body.get("visualizationOptions"):
+        raise EarthEngineError("The offline Earth Engine does not implement visualizationOptions.")
+    if body.get("fileFormat") == "ZIPPED_GEO_TIFF_PER_BAND" and not body.get("grid"):
+        layers = [(band, own_grid(band)) for band in image.bands]
+    else:
+        grid = grid_from(body.get("grid"), image)
+        layers = [(band, grid) for band in image.bands]
+    check_limits(layers, ceiling)
+    return layers
+
+
+def _selected(context: Context, image: Any, body: Mapping[str, Any]) -> Image:
+    """The image with `bandIds` and `region` applied."""
+    if not isinstance(image, Image):
+        raise EarthEngineError(f"Expected an Image, found {type(image).__name__}.")
+    if body.get("bandIds"):
+        image = context.call("Image.select", input=image, bandSelectors=list(body["bandIds"]))
+    if body.get("region"):
+        image = context.call("Image.clip", input=image, geometry=from_geojson({"geodesic": False, **body["region"]}))
+    if not isinstance(image, Image) or not image.bands:
+        raise EarthEngineError("The image has no bands.")
+    return image
 
 
 def compute_pixels(context: Context, image: Any, body: Mapping[str, Any]) -> bytes:
     """The file of an image on the requested grid."""
-    if not isinstance(image, Image):
-        raise EarthEngineError(f"Expected an Image, found {type(image).__name__}.")
-    wanted: Sequence[str] | None = body.get("bandIds")
-    if wanted:
-        image = context.call("Image.select", input=image, bandSelectors=list(wanted))
-    if not image.bands:
-        raise EarthEngineError("The image has no bands.")
-    grid = grid_from(body.get("grid"), image)
-    check_limits(image, grid)
-    if body.get("visualizationOptions"):
-        raise EarthEngineError("The offline Earth Engine does not implement visualizationOptions.")
-    form = body.get("fileFormat", "AUTO_JPEG_PNG")
-    if form not in _WRITERS:
-        raise EarthEngineError(
-            f"The offline Earth Engine does not write the file format '{form}', only NPY and GEO_TIFF."
-        )
-    pairs = (context.reader.read(band.node, grid) for band in image.bands)
-    return _WRITERS[form](image, grid, pairs)
+    return pixels_file(context, image, body, ANSWER, "pixels")[2]
 
 
-def as_stored(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """float64 as the pixel type: integers clamped and truncated, floats rounded."""
-    if dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            return values.astype(dtype)
-    info = np.iinfo(dtype)
-    return np.clip(np.trunc(np.nan_to_num(values, nan=0.0)), float(info.min), float(info.max)).astype(dtype)
-
-
-def _npy(image: Image, grid: Grid, pairs: Any) -> bytes:
-    record = np.dtype([(band.name, band.type.dtype) for band in image.bands])
-    pixels = np.zeros((grid.height, grid.width), dtype=record)
-    for band, (values, mask) in zip(image.bands, pairs, strict=True):
-        pixels[band.name] = as_stored(np.where(mask > 0, values, 0.0), band.type.dtype)
-    buffer = io.BytesIO()
-    np.save(buffer, pixels, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _geotiff(image: Image, grid: Grid, pairs: Any) -> bytes:
-    """One type for all bands; nodata is 0 for unsigned, the minimum for signed, -inf for floating types."""
-    dtype = np.result_type(*(band.type.dtype for band in image.bands)).newbyteorder("=")
-    dtype = np.dtype("float64") if dtype == np.dtype("int64") else dtype
-    nodata = -np.inf if dtype.kind == "f" else float(np.iinfo(dtype).min)
-    profile = {
-        "driver": "GTiff", "width": grid.width, "height": grid.height, "count": len(image.bands), "dtype": dtype.name,
-        "crs": rasterio.crs.CRS.from_user_input(crs_object(grid.crs)), "transform": Affine(*grid.transform),
-        "nodata": nodata, "compress": "deflate",
-    }  # fmt: skip
-    with MemoryFile() as file:
-        with file.open(**profile) as target:
-            for position, (band, pair) in enumerate(zip(image.bands, pairs, strict=True), start=1):
-                target.write(_with_nodata(pair, dtype, nodata), position)
-                target.set_band_description(position, band.name)
-        return bytes(file.read())
-
-
-def _with_nodata(pair: Pair, dtype: np.dtype[Any], nodata: float) -> NDArray[Any]:
-    values, mask = pair
-    stored = as_stored(np.where(mask > 0, values, 0.0), dtype)
-    return np.where(mask > 0, stored, np.asarray(nodata, dtype=dtype))
-
-
-_WRITERS = {"NPY": _npy, "GEO_TIFF": _geotiff}
+def pixels_file(
+    context: Context, image: Any, body: Mapping[str, Any], ceiling: Ceiling, prefix: str
+) -> tuple[str, str, bytes]:
+    """(file name, content type, bytes) of the image that a request asks for."""
+    layers = layers_of(context, image, body, ceiling)
+    form = str(body.get("fileFormat", "AUTO_JPEG_PNG"))
+    with _computing:
+        return image_file(layers, lambda band, grid: context.reader.read(band.node, grid), form, prefix)
