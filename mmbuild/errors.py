@@ -5,6 +5,9 @@ MMBuildError
 ├── QuotaStop        a budget or quota is spent: progress is kept, resume later  (exit 3)
 ├── SourceError      a source did not answer; ``transient`` says whether asking again can help
 └── IntegrityError   stored bytes are not what the commit record says
+
+A source's refusal is one of five: ask again (SourceError, transient), ask for less (SourceError, too_large), a wrong
+request and an account or project that is not set up (UserError), a quota that only time refills (QuotaStop).
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,10 @@ from mmbuild.cli.options import (
     ArchiveRootOption,
     JsonOption,
     KeyOption,
+    MaxEecuOption,
+    MaxGbOption,
+    MaxMinutesOption,
+    MaxRequestsOption,
     OutArg,
     RecipeArg,
     RecordOption,
@@ -27,6 +32,7 @@ from mmbuild.cli.options import (
     SetOption,
     SourceOption,
     console,
+    eecu_hours,
     errors,
     no_archive,
     text_of,
@@ -34,7 +40,7 @@ from mmbuild.cli.options import (
 )
 from mmbuild.cli.plans import forecast_of, print_forecast, print_plan
 from mmbuild.cli.progress import print_status, progress_of_build
-from mmbuild.errors import MMBuildError, UserError
+from mmbuild.errors import MMBuildError, QuotaStop, UserError
 
 if TYPE_CHECKING:
     from mmbuild.recipe import Recipe
@@ -141,12 +147,21 @@ def build(
     key: KeyOption = None,
     record: RecordOption = None,
     replay: ReplayOption = None,
+    max_requests: MaxRequestsOption = None,
+    max_eecu_hours: MaxEecuOption = None,
+    max_gb: MaxGbOption = None,
+    max_minutes: MaxMinutesOption = None,
     overrides: SetOption = None,
 ) -> None:
     """Build a corpus, or finish, retry or extend one."""
     from dataclasses import replace
 
     from mmbuild.build import build_corpus
+    from mmbuild.throttle import Budget
+
+    budget = Budget(
+        max_requests=max_requests, max_eecu_hours=eecu_hours(max_eecu_hours), max_gb=max_gb, max_minutes=max_minutes
+    )
 
     found = _recipe(recipe, overrides, samples)
     spec = _source(found, source, archive, archive_root)
@@ -154,8 +169,13 @@ def build(
     try:
         with progress_of_build() as show:
             corpus = build_corpus(
-                found, out, samples=samples, source=spec, workers=workers, scheduler=scheduler, progress=show
-            )
+                found, out, samples=samples, source=spec, workers=workers, scheduler=scheduler, budget=budget,
+                progress=show,
+            )  # fmt: skip
+    except QuotaStop as stop:
+        errors.print(f"stopped: {escape(str(stop))}")
+        errors.print(f"go on with: {escape(shlex.join(['mmbuild', *sys.argv[1:]]))}")
+        raise typer.Exit(stop.exit_code) from None
     except KeyboardInterrupt:
         errors.print("interrupted; finished shards are kept, run the same command again to go on")
         raise typer.Exit(INTERRUPTED) from None

@@ -31,7 +31,50 @@ ArchiveOption = Annotated[
     Path | None, typer.Option(help="YAML that maps GeoTIFFs to Earth Engine ids; implies --source sandbox.")
 ]
 ArchiveRootOption = Annotated[Path | None, typer.Option(help="The folder that holds the archive's GeoTIFFs.")]
+KeyOption = Annotated[
+    Path | None,
+    typer.Option("--key", envvar="GOOGLE_APPLICATION_CREDENTIALS", help="Key file of a service account, for live."),
+]
+RecordOption = Annotated[
+    Path | None, typer.Option("--record", metavar="DIR", help="Keep every request and answer in this folder.")
+]
+ReplayOption = Annotated[
+    Path | None, typer.Option("--replay", metavar="DIR", help="Answer from a recorded folder, without a network.")
+]
+_BUDGETS = "Budgets of this run"
+MaxRequestsOption = Annotated[
+    int | None,
+    typer.Option(min=1, rich_help_panel=_BUDGETS, help="Stop after so many requests, retries included (exit 3)."),
+]
+MaxEecuOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-eecu-hours", metavar="HOURS|TIER", rich_help_panel=_BUDGETS,
+        help="Stop after so much compute time: hours, or a tier (community 150, contributor 1000, partner 100000).",
+    ),
+]  # fmt: skip
+MaxGbOption = Annotated[
+    float | None, typer.Option(min=0, rich_help_panel=_BUDGETS, help="Stop after so many GB sent and received.")
+]
+MaxMinutesOption = Annotated[
+    float | None, typer.Option(min=0, rich_help_panel=_BUDGETS, help="Ask for nothing more after so many minutes.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def eecu_hours(text: str | None) -> float | None:
+    """The compute time that a person wrote as hours or as the name of a tier."""
+    from mmbuild.throttle import TIERS
+
+    if text is None or text in TIERS:
+        return None if text is None else TIERS[text]
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = -1.0
+    if not 0 < hours < float("inf"):
+        raise UserError(f"{text!r} is no number of hours", "--max-eecu-hours", f"write hours, or {', '.join(TIERS)}")
+    return hours
 
 
 def no_archive() -> UserError:

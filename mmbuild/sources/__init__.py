@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 # The earthengine source over the offline Earth Engine.
 SANDBOX = "sandbox"
 
-# Samples whose scenes are asked for in one metadata request, and pairs of a sample and a scene that are screened in one:
-# the expression stays far below the 10 MB that a request may have, the answer below 5,000 elements a list.
+# Samples whose scenes are asked for in one metadata request, and pairs of a sample and a scene screened in one: the
+# expression stays far below the 10 MB that a request may have, the answer below 5,000 elements a list.
 SAMPLES_PER_REQUEST = 32
 PAIRS_PER_REQUEST = 64
 
@@ -50,8 +50,8 @@ class Usage:
     """What a source was asked: counts of requests that were answered, of retries, and what all of them cost.
 
     bytes: received, and sent_bytes: sent, as they went over the wire. eecu_seconds: Earth Engine compute units times
-    seconds, as far as answers tell (the live service's do not). Threads share one, so it only ever grows through
-    ``add``.
+    seconds, as far as answers tell (the live service's do not). alternate_requests: those of both kinds that were made
+    for alternates of places that had been rejected. Threads share one, so it only ever grows through ``add``.
     """
 
     metadata_requests: int = 0
@@ -60,6 +60,15 @@ class Usage:
     bytes: int = 0
     sent_bytes: int = 0
     eecu_seconds: float = 0.0
+    alternate_requests: int = 0
+
+    @property
+    def requests(self) -> int:
+        return self.metadata_requests + self.pixel_requests
+
+    def since(self, before: Usage) -> Usage:
+        """What was asked after ``before``, an earlier copy."""
+        return Usage(**{name: value - getattr(before, name) for name, value in vars(self).items()})
 
     def add(self, other: Usage) -> None:
         """Add the counts of another one, exactly also when several threads do."""

@@ -17,7 +17,7 @@ import ee
 import numpy as np
 
 from mmbuild.choose import Choice, Sample, Scene
-from mmbuild.errors import SourceError, UserError
+from mmbuild.errors import QuotaStop, SourceError, UserError
 from mmbuild.grid import to_earthengine
 from mmbuild.modality import Modality
 from mmbuild.sources import PAIRS_PER_REQUEST, SAMPLES_PER_REQUEST, Ask, SourceSpec, Usage
@@ -25,7 +25,7 @@ from mmbuild.sources.earthengine import expressions
 from mmbuild.sources.earthengine.blocks import Block, block_of
 from mmbuild.sources.earthengine.meter import last_exchange, workload_tag
 from mmbuild.sources.earthengine.refusals import about
-from mmbuild.sources.earthengine.session import Blame, building, call, connect, identity, patience, require
+from mmbuild.sources.earthengine.session import Blame, building, call, connect, identity, retries
 from mmbuild.throttle import Gate, with_retries
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class EarthEngine:
         for first in range(0, len(samples), SAMPLES_PER_REQUEST):
             part = samples[first : first + SAMPLES_PER_REQUEST]
             blame = self._blame([ask.modality.name for sample in part for ask in asks[sample.slot]])
-            with building(blame):
+            with building(self.spec, blame):
                 queries = ee.List([ee.Dictionary(self._queries(sample, asks[sample.slot])) for sample in part])
             answers = self._compute(queries, blame)
             for sample, answer in zip(part, answers, strict=True):
@@ -119,7 +119,7 @@ class EarthEngine:
         rules = [self.modalities[scene.modality].clear for _, scene in pairs]
         blame = self._blame([rule.modality for rule in rules if rule is not None])
         try:
-            with building(blame):
+            with building(self.spec, blame):
                 clear = ee.List([self._clear(sample, scene) for sample, scene in pairs])
             answers = self._compute(clear, blame)
         except SourceError as error:
@@ -211,7 +211,7 @@ class EarthEngine:
     ) -> dict[str, np.ndarray]:
         """One pixel request: all bands of ``names`` on one grid, named by position so that no name can collide."""
         blame = self._blame(names)
-        with building(blame):
+        with building(self.spec, blame):
             images = [
                 expressions.stored(
                     self.modalities[name], self.blocks[name], choices[name], expressions.region(sample)
@@ -260,11 +260,14 @@ class EarthEngine:
 
         features: list[dict[str, Any]] = []
         token: str | None = None
+        blame = partial(_table, name)
+        with building(self.spec, blame):
+            table = ee.FeatureCollection(name)
         while True:
-            request: dict[str, Any] = {"expression": ee.FeatureCollection(name), "pageSize": 1000}
+            request: dict[str, Any] = {"expression": table, "pageSize": 1000}
             if token:
                 request["pageToken"] = token
-            page = self._asked(partial(_page, request), lambda text: f"table {name}")
+            page = self._asked(partial(_page, request), blame)
             self.usage.add(Usage(metadata_requests=1))
             features += page.get("features", [])
             token = page.get("nextPageToken")
@@ -276,7 +279,6 @@ class EarthEngine:
 
     def _asked(self, ask: Callable[[], Any], blame: Blame) -> Any:
         """The answer, asked for again while that can help; every try is counted with what it cost."""
-        require(self.spec)
 
         def once() -> Any:
             try:
@@ -289,15 +291,22 @@ class EarthEngine:
 
         def again(error: SourceError) -> None:
             self.usage.add(Usage(retries=1))
-            patience.again(error)
 
-        answer = with_retries(once, sleep=time.sleep, on_retry=again)
-        patience.answered()
-        return answer
+        try:
+            return with_retries(once, sleep=time.sleep, on_retry=again, budget=retries)
+        except SourceError as error:
+            if error.transient and retries.left < 1:
+                # Going on would fail every sample of a long build in its turn while the service is down.
+                raise QuotaStop(f"Earth Engine does not answer: {error}; run the same command again later") from error
+            raise
 
     def _blame(self, names: Iterable[str]) -> Blame:
         """Says which of these modalities a refusal is about."""
         return partial(about, list(dict.fromkeys(names)), self.modalities, self.blocks)
+
+
+def _table(name: str, text: str) -> str:
+    return f"table {name}"
 
 
 def _page(request: dict[str, Any]) -> dict[str, Any]:

@@ -63,6 +63,10 @@ class Block(BaseModel):
         found = {self.band(name).image or self.image for name in modality.band_names}
         return {image for image in found if image}
 
+    def assets(self, modality: Modality) -> set[str]:
+        """Every asset that a modality is made of."""
+        return self.images(modality) | ({self.collection} if self.collection else set())
+
     def columns(self, modality: Modality) -> list[str]:
         """What the search asks of each image: index, and time, crs, cloud, bands where they matter."""
         columns = ["index"]
