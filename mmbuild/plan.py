@@ -20,13 +20,11 @@ from mmbuild.grid import tile_at, tile_grid, to_earthengine, utm_grid
 from mmbuild.recipe import BiomeSampler, Recipe
 from mmbuild.samplers.area import read_polygons
 from mmbuild.sources import PAIRS_PER_REQUEST, SAMPLES_PER_REQUEST, derived
+from mmbuild.throttle import CONCURRENT_REQUESTS, REQUESTS_PER_SECOND
 
 if TYPE_CHECKING:
     import geopandas as gpd
 
-# Earth Engine's published limits for one project (developers guide, usage): what bounds any build from below.
-CONCURRENT_REQUESTS = 40
-REQUESTS_PER_SECOND = 100
 # A chip request of some 30 bands at 128 px answers in about a second on the live service (believed, not measured).
 TYPICAL_LATENCY_S = 1.0
 

@@ -18,11 +18,11 @@ import numpy.typing as npt
 
 from mmbuild.choose import SCREEN_ROUNDS, Choice, Sample, Scene
 from mmbuild.cube import layouts
-from mmbuild.plan import REQUESTS_PER_SECOND, locate, samples_of
+from mmbuild.plan import locate, samples_of
 from mmbuild.recipe import Recipe
 from mmbuild.shard import BLOCK, gather
 from mmbuild.sources import PAIRS_PER_REQUEST, SAMPLES_PER_REQUEST, Ask, Source, SourceSpec, Usage, open_source
-from mmbuild.throttle import Gate
+from mmbuild.throttle import REQUESTS_PER_SECOND, Gate
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -90,7 +90,7 @@ class Watch:
             self.visits.setdefault(sample.slot, []).append(Visit())
         before = copy.copy(self.usage)
         found = self.source.search(samples, asks)
-        self.searches.add(difference(self.usage, before))
+        self.searches.add(self.usage.since(before))
         return found
 
     def screen(self, pairs: Sequence[tuple[Sample, Scene]]) -> list[float | None]:
@@ -101,7 +101,7 @@ class Watch:
             self.visits[slot][-1].screened.append(count)
         before = copy.copy(self.usage)
         found = self.source.screen(pairs)
-        self.screens.add(difference(self.usage, before))
+        self.screens.add(self.usage.since(before))
         return found
 
     def read(self, sample: Sample, choices: Mapping[str, Choice]) -> dict[str, np.ndarray]:
@@ -110,11 +110,6 @@ class Watch:
 
     def regions(self, name: str) -> gpd.GeoDataFrame:
         return self.source.regions(name)
-
-
-def difference(after: Usage, before: Usage) -> Usage:
-    """What was asked between two moments."""
-    return Usage(**{name: value - getattr(before, name) for name, value in vars(after).items()})
 
 
 def probe(
@@ -150,7 +145,7 @@ def _forecast(
 ) -> Forecast:
     size = min(recipe.store.samples_per_shard, samples)
     seen, likely = (c * (samples / size) for c in _shards(_table(list(watch.visits.values())), size, samples // size))
-    asked = difference(watch.usage, tables)
+    asked = watch.usage.since(tables)
 
     def interval(what: str, already: float) -> Interval:
         unit = _units(watch, asked, what)
@@ -158,9 +153,9 @@ def _forecast(
         expected = float((seen @ unit).mean())
         return Interval(expected=expected, low=min(low, expected), high=max(high, expected)).plus(already)
 
-    requests = interval("requests", _requests(tables))
+    requests = interval("requests", tables.requests)
     # A build lasts as long as its requests: as fast as the probe was answered, but never above the service's rate.
-    a_request = max(asked_s / max(1, _requests(asked)), 1 / REQUESTS_PER_SECOND)
+    a_request = max(asked_s / max(1, asked.requests), 1 / REQUESTS_PER_SECOND)
     return Forecast(
         samples=samples, probed=len(watch.visits), stored=stored, requests=requests,
         bytes=interval("bytes", tables.bytes), seconds=requests.times(a_request), spent=watch.usage, spent_s=spent_s,
@@ -226,7 +221,3 @@ def _units(watch: Watch, asked: Usage, what: str) -> Counts:
     searched, screened = getattr(watch.searches, what), getattr(watch.screens, what)
     left = getattr(asked, what) - searched - screened
     return np.array([0, searched / max(1, len(visits)), 0, screened / max(1, pairs), 0, left / max(1, reads)])
-
-
-def _requests(usage: Usage) -> int:
-    return usage.metadata_requests + usage.pixel_requests

@@ -5,18 +5,32 @@ All bands of an acquisition share the cells, so the class map flags exactly the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmbuild.sandbox.earth_noise import EARTH_RADIUS_M, Floats, Ints, Noise, Points, hash_cells, noise, smoothstep
+from mmbuild.sandbox.earth_noise import (
+    EARTH_RADIUS_M,
+    Bools,
+    Floats,
+    Ints,
+    Noise,
+    Points,
+    hash_cells,
+    joined,
+    noise,
+    smoothstep,
+)
 
 CELL_M = 60.0
 # Cumulus height: sets how far shadows fall.
 CLOUD_HEIGHT_M = 1600.0
 CLEAR, SHADOW, MEDIUM, HIGH, CIRRUS = 0, 3, 8, 9, 10
+# From this cloud score on, a cloud throws a shadow.
+SHADE_SCORE = 0.45
 # Codes from here on are clouds.
 FIRST_CLOUD = MEDIUM
 
@@ -96,5 +110,21 @@ def sky(p: Points, bias: Floats, passage: int, zenith_deg: float, azimuth_deg: f
     passes = np.array([passage], dtype=np.int64)
     code, depth, veil, score = cloud_codes(p, bias, passes)
     cloud = _fields().cloud
-    shaded = cloud(towards_sun(p, zenith_deg, azimuth_deg), _phases(cloud, passes)) + bias > 0.45
+    shaded = cloud(towards_sun(p, zenith_deg, azimuth_deg), _phases(cloud, passes)) + bias > SHADE_SCORE
     return Sky(code=np.where((code == CLEAR) & shaded, SHADOW, code), depth=depth, veil=veil, score=score)
+
+
+def clear_skies(p: Points, bias: Floats, passes: NDArray[np.int64], suns: Sequence[tuple[float, float]]) -> Bools:
+    """Where the code of the sky is CLEAR in several passes, (pass, point), without working out the rest of it.
+
+    bias: (pass, point). suns: zenith and azimuth in degrees.
+    """
+    code = np.reshape(cloud_codes(p, bias[0] if passes.size == 1 else bias, passes)[0], bias.shape)
+    which, open_sky = np.nonzero(code == CLEAR)
+    clear = np.zeros(bias.shape, dtype=bool)
+    if which.size:
+        moved = joined([towards_sun(p.take(open_sky[which == number]), *sun) for number, sun in enumerate(suns)])
+        cloud = _fields().cloud
+        shade = cloud(moved, pass_phases(cloud, passes)[:, :, which]) + bias[which, open_sky]
+        clear[which, open_sky] = ~(shade > SHADE_SCORE)
+    return clear

@@ -6,7 +6,7 @@ Everything is a function of the place alone; seasons enter as amplitudes that th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from typing import cast
 
@@ -38,9 +38,10 @@ class Ground:
     slope_east, slope_north: rise per metre. flow_m: distance to the middle of the nearest river. lake: > 0 inside one.
     temperature_c: yearly mean at the surface. season_c: half the yearly range, negative south of the equator.
     hemisphere: -1 south to 1 north, smooth at the equator. people: 0..1, real cities, smeared. rain_mm: yearly.
-    moisture: rain over what evaporation wants (1: forest begins). biome: 1..14 as in RESOLVE.
+    moisture: rain over what evaporation wants (1: forest begins).
     """
 
+    points: Points
     coast_km: Floats
     elevation_m: Floats
     slope_east: Floats
@@ -53,11 +54,15 @@ class Ground:
     people: Floats
     rain_mm: Floats
     moisture: Floats
-    biome: Ints
 
     @property
     def land(self) -> Bools:
         return self.coast_km > 0
+
+    @cached_property
+    def biome(self) -> Ints:
+        """1..14 as in RESOLVE; worked out when somebody looks, for no pixel needs it."""
+        return _biome(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,8 +115,8 @@ def ground(p: Points) -> Ground:
     temperature, season, hemisphere = _temperature(fields, p, coast_km, elevation)
     rain = _rain(fields, p, coast_km)
     moisture = rain / (20.0 * np.maximum(temperature, 0.0) + 280.0)
-    biome = _biome(fields, p, temperature, np.abs(season), moisture, elevation, coast_km)
     return Ground(
+        points=p,
         coast_km=coast_km,
         elevation_m=elevation,
         slope_east=east,
@@ -124,7 +129,6 @@ def ground(p: Points) -> Ground:
         people=fields.people(p),
         rain_mm=rain,
         moisture=moisture,
-        biome=biome,
     )
 
 
@@ -197,18 +201,12 @@ def _rain(fields: _Fields, p: Points, coast_km: Floats) -> Floats:
     return belts * sea * np.exp(fields.rain(p) + 0.22 * fields.weather(p))
 
 
-def _biome(
-    fields: _Fields,
-    p: Points,
-    temperature: Floats,
-    season: Floats,
-    moisture: Floats,
-    elevation: Floats,
-    coast_km: Floats,
-) -> Ints:
+def _biome(g: Ground) -> Ints:
     """RESOLVE biome numbers 1..14 by Whittaker-like rules; the first rule that holds decides."""
+    p, temperature, season, moisture = g.points, g.temperature_c, np.abs(g.season_c), g.moisture
+    elevation, coast_km = g.elevation_m, g.coast_km
     warmest, coldest = temperature + season, temperature - season
-    odd = fields.biomes(p)
+    odd = _fields().biomes(p)
     lat = np.abs(p.lat)
     tropical = (coldest > 11.0) & (lat < 31.0)
     mediterranean = (lat > 29.0) & (lat < 44.5) & (coldest > 0.5) & (moisture < 1.3) & (coast_km < 350.0)

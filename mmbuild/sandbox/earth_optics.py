@@ -14,7 +14,7 @@ from mmbuild.sandbox import earth_cover as kinds
 from mmbuild.sandbox.earth_clouds import CIRRUS, CLEAR, HIGH, MEDIUM, SHADOW, Sky
 from mmbuild.sandbox.earth_cover import Cover
 from mmbuild.sandbox.earth_ground import WARMEST_DAY, YEAR_DAYS, Ground
-from mmbuild.sandbox.earth_noise import Floats, Ints, hash_floats, sine, smoothstep
+from mmbuild.sandbox.earth_noise import Bools, Floats, Ints, hash_floats, sine, smoothstep
 
 BANDS = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12")
 
@@ -150,6 +150,14 @@ def snow_share(g: Ground, c: Cover, temperature: Floats) -> Floats:
     ice = smoothstep(-temperature, 4.0, 9.0) * np.where(g.land, 1.0, smoothstep(-temperature, 11.0, 18.0))
     share = np.where(c.kind == kinds.WATER, ice, lying * (1.0 - hidden))
     return np.where(c.kind == kinds.SNOW, np.maximum(share, 0.94), share)
+
+
+def is_snowy(g: Ground, c: Cover, temperature: Floats) -> Bools:
+    """Where snow and ice take more than 0.55 of the ground; quick where it is too warm for either."""
+    # Above these, snow_share is exactly 0 but on eternal snow.
+    if (temperature + 1.5 * c.vigour).min(initial=0.5) >= 0.5 and temperature.min(initial=-4.0) >= -4.0:
+        return np.asarray(c.kind == kinds.SNOW)
+    return np.asarray(snow_share(g, c, temperature) > 0.55)
 
 
 def _shares(g: Ground, c: Cover, green: Floats) -> Floats:

@@ -56,7 +56,11 @@ def backscatter(
         _LIKE[c.kind] + 1.1 * wood + 1.6 * (green - 0.4) * (c.kind == kinds.CROP) - 2.0 * snow * (c.kind != kinds.WATER)
     )
     value += np.where(c.kind == kinds.BUILT, 5.0 * (c.parcel - 0.4), 1.3 * (c.parcel - 0.5) * (c.kind == kinds.CROP))
-    value += np.where(c.kind == kinds.WATER, 2.4 * _waves(p, look) + 7.0 * snow, 0.5 * c.vigour + 0.5 * c.texture)
+    rough = 0.5 * c.vigour + 0.5 * c.texture
+    water = np.flatnonzero(c.kind == kinds.WATER)
+    if water.size:
+        rough[water] = 2.4 * _waves(p.take(water), look) + 7.0 * snow[water]
+    value += rough
     value += 1.2 * (smoothstep(g.moisture, 0.2, 1.6) - 0.5) * (c.kind != kinds.WATER)
     value += _tilt(g, c, incidence_deg, look)
     value += 0.9 * horizontal * (np.where(c.kind == kinds.WATER, -1.5, 0.6))

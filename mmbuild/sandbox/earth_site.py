@@ -7,27 +7,56 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from functools import cached_property
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, fields
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmbuild.sandbox.earth_clouds import CELL_M, Sky, cloud_bias, sky
+from mmbuild.sandbox.earth_clouds import CELL_M, Sky, clear_skies, cloud_bias, sky
 from mmbuild.sandbox.earth_cover import Cover, cover
 from mmbuild.sandbox.earth_ground import Ground, ground, yearly_rain
-from mmbuild.sandbox.earth_noise import Floats, Points, points
+from mmbuild.sandbox.earth_noise import Bools, Floats, Ints, Points, points
 from mmbuild.sandbox.earth_optics import Sun, Surface, day_temperature, surface
 from mmbuild.sandbox.mgrs import to_lonlat, transformer
 from mmbuild.sandbox.scenes import OpticalScene
 
 _T = TypeVar("_T")
+Facts = TypeVar("Facts", Ground, Cover)
 
 # Points kept between requests: about 400 bytes each, so 200 MB at most.
 CACHE_POINTS = 500_000
 # Per-date results kept per site.
 MEMO_ENTRIES = 6
+# Skies of cells that are worked out together, and kept per site: below a kilobyte each for a chip of 128 px.
+SKIES_AT_ONCE, SKIES_KEPT = 16, 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Which pixels of which lattice a site holds; counted from the coordinate origin, rows downwards from `top`."""
+
+    lattice: tuple[Any, ...]
+    left: int
+    top: int
+    width: int
+    height: int
+
+    def inside(self, other: Window) -> bool:
+        """Whether the other window holds all of this one."""
+        right, bottom = self.left + self.width, self.top - self.height
+        return (
+            self.lattice == other.lattice
+            and other.left <= self.left and right <= other.left + other.width
+            and self.top <= other.top and other.top - other.height <= bottom
+        )  # fmt: skip
+
+    def places_in(self, other: Window) -> Ints:
+        """Where the pixels of this window are among those of the other, row by row."""
+        rows = other.top - self.top + np.arange(self.height)
+        return np.asarray(np.add.outer(rows * other.width, self.left - other.left + np.arange(self.width)).ravel())
 
 
 class Site:
@@ -39,13 +68,22 @@ class Site:
         self._lasting: dict[Hashable, Any] = {}
         self._lock = threading.RLock()
 
-    @cached_property
+    @property
     def ground(self) -> Ground:
-        return ground(self.points)
+        return self.lasting("ground", lambda: ground(self.points))
 
-    @cached_property
+    @property
     def cover(self) -> Cover:
-        return cover(self.points, self.ground)
+        return self.lasting("cover", lambda: cover(self.points, self.ground))
+
+    def part(self, places: Ints) -> Site:
+        """The site of some of the points, with copies of the ground and cover that are known already."""
+        x, y = (None if axis is None else axis[places] for axis in (self._x, self._y))
+        site = Site(self.points.take(places), self.epsg, x, y)
+        with self._lock:
+            known = {name: self._lasting[name] for name in ("ground", "cover") if name in self._lasting}
+        site._lasting |= {name: _taken(facts, places) for name, facts in known.items()}
+        return site
 
     def projected(self, epsg: int) -> tuple[Floats, Floats]:
         """The points in a projected system."""
@@ -78,6 +116,26 @@ class Site:
     def temperature(self, day: float) -> Floats:
         return day_temperature(self.ground, day)
 
+    def is_clear(self, scene: OpticalScene, company: Sequence[OpticalScene] = ()) -> Bools:
+        """Where the sky of an optical scene is clear, at less cost than the sky.
+
+        company: scenes that will be asked for next; theirs are worked out along, some at a time.
+        """
+        epsg = scene.tile.epsg
+        rain, hemisphere, cells, spread = self.lasting(("cells", epsg), lambda: self._cells(scene))
+        known: OrderedDict[Hashable, Bools] = self.lasting(("clear", epsg), OrderedDict)
+        with self._lock:
+            if _pass_of(scene) not in known:
+                others = (s for s in company if s.tile.epsg == epsg and _pass_of(s) not in known)
+                batch = [scene, *islice(others, SKIES_AT_ONCE - 1)]
+                bias = np.stack([cloud_bias(rain, hemisphere, s.day) for s in batch])
+                passes = np.array([s.passage for s in batch], dtype=np.int64)
+                skies = clear_skies(cells, bias, passes, [(s.zenith_deg, s.azimuth_deg) for s in batch])
+                known.update((_pass_of(s), clear) for s, clear in zip(batch, skies, strict=True))
+                while len(known) > SKIES_KEPT:
+                    known.popitem(last=False)
+            return np.asarray(known[_pass_of(scene)][spread])
+
     def sky(self, scene: OpticalScene) -> Sky:
         """The sky of an optical scene, decided on its 60 m cells and spread to the points."""
         return self.memo(("sky", scene.passage, scene.start_ms, scene.tile.epsg), lambda: self._sky(scene))
@@ -102,25 +160,47 @@ class Site:
         return rain, hemisphere, p, spread.astype(np.int64)
 
 
+def _pass_of(scene: OpticalScene) -> Hashable:
+    return scene.passage, scene.start_ms
+
+
 def site_at(lon: Any, lat: Any) -> Site:
     """An uncached site of degrees (any shape, flattened)."""
     return Site(points(*np.broadcast_arrays(np.asarray(lon, dtype=np.float64), np.asarray(lat, dtype=np.float64))))
 
 
+def _taken(facts: Facts, places: Ints) -> Facts:
+    """The same facts at some of the points."""
+    return type(facts)(**{f.name: _at(getattr(facts, f.name), places) for f in fields(facts)})
+
+
+def _at(values: Any, places: Ints) -> Any:
+    return values.take(places) if isinstance(values, Points) else values[places]
+
+
 class SiteCache:
-    """The last sites, up to CACHE_POINTS points; safe to share between threads."""
+    """The last sites, up to CACHE_POINTS points; safe to share between threads.
+
+    A window that lies in a cached one is cut from it: what is interpolated asks for one row more than what is not.
+    """
 
     def __init__(self, limit: int = CACHE_POINTS) -> None:
         self._limit, self._count = limit, 0
         self._sites: OrderedDict[Hashable, Site] = OrderedDict()
         self._lock = threading.Lock()
 
+    @property
+    def count(self) -> int:
+        """Points kept."""
+        return self._count
+
     def get(self, key: Hashable, make: Callable[[], Site]) -> Site:
         with self._lock:
             if key in self._sites:
                 self._sites.move_to_end(key)
                 return self._sites[key]
-        site = make()
+            around = self._around(key)
+        site = make() if around is None else around
         with self._lock:
             if key not in self._sites:
                 self._sites[key] = site
@@ -129,3 +209,11 @@ class SiteCache:
                 _, old = self._sites.popitem(last=False)
                 self._count -= old.points.size
             return self._sites.get(key, site)
+
+    def _around(self, key: Hashable) -> Site | None:
+        """The site cut from one that holds it."""
+        if isinstance(key, Window):
+            for other, site in self._sites.items():
+                if isinstance(other, Window) and key.inside(other):
+                    return site.part(key.places_in(other))
+        return None

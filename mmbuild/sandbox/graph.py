@@ -22,7 +22,6 @@ Implementation = Callable[..., Any]
 REGISTRY: dict[str, Implementation] = {}
 # Arguments that are only computed when they are asked for: the branches of a conditional.
 LAZY = {"If": ("trueCase", "falseCase")}
-MAX_ELEMENTS = 5000
 # Algorithms that keep properties and footprint of the image in this argument: filters commute with mapping them.
 TRANSPARENT = {"Image.select": "input", "Image.rename": "input"}
 
@@ -229,16 +228,16 @@ def invoke(context: Context, name: str, given: Mapping[str, Any]) -> Any:
 
 
 def _arguments(signature: Signature, given: Mapping[str, Any]) -> dict[str, Any]:
-    unknown = given.keys() - {argument.name for argument in signature.arguments}
-    if unknown:
-        raise EarthEngineError(f"{signature.name}: Unrecognized arguments {sorted(unknown)}.")
+    if not given.keys() <= signature.names:
+        raise EarthEngineError(f"{signature.name}: Unrecognized arguments {sorted(given.keys() - signature.names)}.")
+    lazies = LAZY.get(signature.name, ())
     arguments: dict[str, Any] = {}
     for argument in signature.arguments:
         value = given.get(argument.name)
         if value is None and argument.default is REQUIRED:
             raise EarthEngineError(f"{signature.name}: Parameter '{argument.name}' is required and may not be null.")
         value = argument.default if value is None else value
-        lazy = callable(value) and argument.name in LAZY.get(signature.name, ())
+        lazy = argument.name in lazies and callable(value)
         arguments[parameter(argument.name)] = value if lazy else coerce(value, argument, signature.name)
     return arguments
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -76,6 +77,7 @@ class Reader:
     def __init__(self, memo_bytes: int = MEMO_BYTES) -> None:
         self._memo: OrderedDict[tuple[int, Grid], tuple[Pixels, Pair]] = OrderedDict()
         self._coordinates: OrderedDict[tuple[Grid, str], tuple[Array, Array]] = OrderedDict()
+        self._levels: dict[tuple[Grid, Projection], int] = {}
         self._bytes, self._memo_bytes = 0, memo_bytes
 
     def read(self, node: Pixels, grid: Grid) -> Pair:
@@ -105,6 +107,13 @@ class Reader:
                 self._coordinates.popitem(last=False)
         return self._coordinates[key]
 
+    def level(self, grid: Grid, projection: Projection) -> int:
+        """`level_of`, worked out once per request."""
+        key = (grid, projection)
+        if key not in self._levels:
+            self._levels[key] = level_of(grid, projection)
+        return self._levels[key]
+
 
 def _nbytes(pair: Pair) -> int:
     return sum(8 if 0 in array.strides else array.nbytes for array in pair)
@@ -115,7 +124,8 @@ def lattice_offset(grid: Grid, projection: Projection) -> tuple[int, int] | None
     if grid.crs != projection.crs:
         return None
     a, b, c, d, e, f = projection.transform
-    same = np.allclose([grid.transform[i] for i in (0, 1, 3, 4)], [a, b, d, e], rtol=1e-9, atol=0.0)
+    own = (grid.transform[i] for i in (0, 1, 3, 4))
+    same = all(abs(mine - theirs) <= 1e-9 * abs(theirs) for mine, theirs in zip(own, (a, b, d, e), strict=True))
     if not same or not grid.upright:
         return (0, 0) if grid.transform == projection.transform else None
     col, row = (grid.transform[2] - c) / a, (grid.transform[5] - f) / e
@@ -180,28 +190,45 @@ def gather(
     rows, cols: broadcastable int arrays; an index below -2^40 means "nowhere" and stays masked.
     """
     shape = np.broadcast_shapes(rows.shape, cols.shape)
-    result = [(np.zeros(shape), np.zeros(shape)) for _ in offsets]
-    reach_r, reach_c = 1 + max(dr for dr, _ in offsets), 1 + max(dc for _, dc in offsets)
+    reach = 1 + max(dr for dr, _ in offsets), 1 + max(dc for _, dc in offsets)
     row_runs, col_runs = _runs(rows), _runs(cols)
-    for row0, row1 in row_runs:
-        for col0, col1 in col_runs:
-            here = ((rows >= row0) & (rows <= row1)) & ((cols >= col0) & (cols <= col1))
-            whole = bool(here.all())
+    if len(row_runs) == len(col_runs) == 1 and min(rows.min(), cols.min()) > NOWHERE:
+        pair = _fetched(fetch, row_runs[0], col_runs[0], reach)
+        r, c = rows - row_runs[0][0], cols - col_runs[0][0]
+        return [(_pick(pair[0], r + dr, c + dc), _pick(pair[1], r + dr, c + dc)) for dr, dc in offsets]
+    result = [(np.zeros(shape), np.zeros(shape)) for _ in offsets]
+    for row_run in row_runs:
+        for col_run in col_runs:
+            here = ((rows >= row_run[0]) & (rows <= row_run[1])) & ((cols >= col_run[0]) & (cols <= col_run[1]))
             if not here.any():
                 continue
-            height, width = row1 - row0 + reach_r, col1 - col0 + reach_c
-            if height * width > MAX_WINDOW_PIXELS:
-                raise EarthEngineError("User memory limit exceeded.")
-            values, mask = fetch(row0, col0, height, width)
-            r, c = (
-                (rows - row0, cols - col0)
-                if whole
-                else (a[here] for a in np.broadcast_arrays(rows - row0, cols - col0))
-            )
+            values, mask = _fetched(fetch, row_run, col_run, reach)
+            r, c = (a[here] for a in np.broadcast_arrays(rows - row_run[0], cols - col_run[0]))
             for (dr, dc), (out_values, out_mask) in zip(offsets, result, strict=True):
-                target = ... if whole else here
-                out_values[target], out_mask[target] = values[r + dr, c + dc], mask[r + dr, c + dc]
+                out_values[here], out_mask[here] = values[r + dr, c + dc], mask[r + dr, c + dc]
     return result
+
+
+def _fetched(fetch: Fetch, rows: tuple[int, int], cols: tuple[int, int], reach: tuple[int, int]) -> Pair:
+    height, width = rows[1] - rows[0] + reach[0], cols[1] - cols[0] + reach[1]
+    if height * width > MAX_WINDOW_PIXELS:
+        raise EarthEngineError("User memory limit exceeded.")
+    return fetch(rows[0], cols[0], height, width)
+
+
+def _pick(values: Array, rows: NDArray[np.int64], cols: NDArray[np.int64]) -> Array:
+    """values[rows, cols]; a view where rows and columns are consecutive."""
+    if rows.shape[1] != 1 or cols.shape[0] != 1:
+        return values[rows, cols]
+    row, col = (_consecutive(index.ravel()) for index in (rows, cols))
+    return values[row][:, col]
+
+
+def _consecutive(index: NDArray[np.int64]) -> slice | NDArray[np.int64]:
+    """The indices as a slice where they count up by one."""
+    first, last = int(index[0]), int(index[-1])
+    counts_up = last - first == index.size - 1 and bool((np.diff(index) == 1).all())
+    return slice(first, last + 1) if counts_up else index
 
 
 NOWHERE = -(2**50)
@@ -241,7 +268,10 @@ class Stored:
     projection: Projection
 
     def read(self, reader: Reader, grid: Grid) -> Pair:
-        level = level_of(grid, self.projection)
+        offset = lattice_offset(grid, self.projection)
+        if offset is not None and self._holds(*offset, grid):
+            return self._native(*offset, grid.height, grid.width)
+        level = reader.level(grid, self.projection)
         rows, cols = (indices(p) for p in positions(reader, grid, coarser(self.projection, level)))
         n = 2**level
         width = None if self.band.width is None else -(-self.band.width // n)
@@ -251,6 +281,12 @@ class Stored:
             cols = np.where(cols > NOWHERE, cols % turn, cols)
         rows, cols = _within(rows, height), _within(cols, width)
         return gather(lambda *window: self._level_window(n, *window), rows, cols)[0]
+
+    def _holds(self, row: int, col: int, grid: Grid) -> bool:
+        """Whether the band has a pixel for every pixel of a grid on its lattice that starts here."""
+        height, width = self.band.height, self.band.width
+        down = height is None or 0 <= row <= height - grid.height
+        return down and (width is None or 0 <= col <= width - grid.width)
 
     def _turn(self, n: int) -> int | None:
         """Pixels of level n once around the globe (180.001 E is 179.999 W); None where they are no whole number."""
@@ -283,6 +319,19 @@ class Stored:
             return values, mask
         pad = ((0, height - mask.shape[0]), (0, width - mask.shape[1]))
         return np.pad(values, pad), np.pad(mask, pad)
+
+
+@contextmanager
+def together(nodes: Sequence[Pixels]) -> Iterator[None]:
+    """Tell datasets which of their images this thread is about to read; some work faster on many than on each."""
+    images: dict[int, tuple[Dataset, list[ImageInfo]]] = {}
+    for node in nodes:
+        if isinstance(node, Stored) and hasattr(node.dataset, "expecting"):
+            images.setdefault(id(node.dataset), (node.dataset, []))[1].append(node.image)
+    with ExitStack() as stack:
+        for dataset, found in images.values():
+            stack.enter_context(dataset.expecting(found))  # type: ignore[attr-defined]
+        yield
 
 
 def _within(index: NDArray[np.int64], size: int | None) -> NDArray[np.int64]:
@@ -326,7 +375,7 @@ class Bilinear:
     def read(self, reader: Reader, grid: Grid) -> Pair:
         if lattice_offset(grid, self.projection) is not None:
             return reader.read(self.inner, grid)
-        lattice = coarser(self.projection, level_of(grid, self.projection))
+        lattice = coarser(self.projection, reader.level(grid, self.projection))
         row, col = (p - 0.5 for p in positions(reader, grid, lattice))
         rows, cols = indices(row), indices(col)
         dr, dc = row - np.floor(row), col - np.floor(col)
@@ -337,6 +386,9 @@ class Bilinear:
 
 def _weighted(corners: Sequence[Pair], weights: Sequence[Array]) -> Pair:
     """Mean of the valid corners and the share of the weight they carry; no division where all are valid."""
+    if all(bool((m == 1.0).all()) for _, m in corners):
+        total = sum((w * v for w, (v, _) in zip(weights, corners, strict=True)), start=np.zeros(()))
+        return total, np.broadcast_to(np.float64(1.0), total.shape)
     total = sum((w * m * v for w, (v, m) in zip(weights, corners, strict=True)), start=np.zeros(()))
     share = sum((w * m for w, (_, m) in zip(weights, corners, strict=True)), start=np.zeros(()))
     full = np.logical_and.reduce([m == 1.0 for _, m in corners])

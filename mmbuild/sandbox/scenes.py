@@ -202,7 +202,9 @@ def tile_scenes(tile: Tile, start_ms: int, end_ms: int, level: str) -> list[Opti
     return sorted(found, key=lambda s: s.index)
 
 
-def _strip_scenes(tile: Tile, strip: Strip, start_ms: int, end_ms: int) -> list[OpticalScene]:
+@lru_cache(maxsize=512)
+def _strip_scenes(tile: Tile, strip: Strip, start_ms: int, end_ms: int) -> tuple[OpticalScene, ...]:
+    """In time order of each satellite; remembered, for a search lists the same granules for several products."""
     found: list[tuple[str, int, int]] = []
     for satellite, lag_days, first in (("A", 0, FIRST_L1C_MS), ("B", 5, FIRST_TWIN_MS)):
         # Whole seconds, as the names of the scenes tell.
@@ -210,7 +212,7 @@ def _strip_scenes(tile: Tile, strip: Strip, start_ms: int, end_ms: int) -> list[
         cycles = SENTINEL2.cycles(base, max(start_ms, first), end_ms)
         found += [(satellite, k, base + k * SENTINEL2.cycle_ms) for k in cycles]
     if not found:
-        return []
+        return ()
     times = np.array([t for _, _, t in found], dtype=np.int64)
     zenith, azimuth = sun_position(*tile.centre, times)
     scenes = []
@@ -220,7 +222,7 @@ def _strip_scenes(tile: Tile, strip: Strip, start_ms: int, end_ms: int) -> list[
             scenes.append(OpticalScene(tile=tile, strip=strip, satellite=satellite, start_ms=ms,
                                        datatake_ms=(ms - int(strip.delay_ms) + 1_560_000) // 1000 * 1000, orbit=orbit,
                                        zenith_deg=z, azimuth_deg=a))  # fmt: skip
-    return scenes
+    return tuple(scenes)
 
 
 def _is_missing(tile: Tile, orbit: int, ms: int) -> bool:

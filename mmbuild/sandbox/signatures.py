@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,11 @@ class Signature:
     name: str
     returns: str
     arguments: tuple[Argument, ...]
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Of the arguments."""
+        return frozenset(argument.name for argument in self.arguments)
 
 
 def algorithms_path() -> Path:

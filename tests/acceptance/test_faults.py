@@ -25,7 +25,7 @@ SAMPLES = 512
 MMBUILD = str(Path(sys.executable).with_name("mmbuild"))
 RECIPE = {
     "name": "faulty", "title": "Small chips for a build through faults", "licence": "CC-BY-4.0", "seed": 5,
-    "samples": SAMPLES, "source": "earthengine", "sampler": {"kind": "biome"}, "grid": {"gsd": 10, "size": 16},
+    "samples": SAMPLES, "source": "earthengine", "sampler": {"kind": "biome"}, "grid": {"kind": "utm", "gsd": 10, "size": 16},
     "anchor": {"one_of": ["sentinel2_l1c", "sentinel2_l2a"], "years": [2020], "max_cloud": 40, "min_clear": 0.5},
     "modalities": {"sentinel2_l1c": None, "sentinel2_l2a": None, "sentinel1_asc": {"max_days": 12},
                    "aster_gdem": None, "esa_worldcover": None},
@@ -109,20 +109,20 @@ def test_a_permission_error_on_one_asset_stops_in_seconds_with_the_reason(recipe
     assert "Traceback" not in done.stderr
 
 
-def test_a_build_that_hits_its_budget_exits_3_and_finishes_when_run_again(
-    recipe: Path, straight: Path, tmp_path: Path
-) -> None:
+def test_a_build_that_hits_its_budget_exits_3_and_finishes_when_run_again(recipe: Path, tmp_path: Path) -> None:
+    few = ("--samples", "96")
     with server() as url:
-        first = build(recipe, tmp_path / "out", url, "--max-requests", "200")
+        first = build(recipe, tmp_path / "out", url, *few, "--max-requests", "60")
         used = counters(url)["requests"]
         assert first.returncode == 3, first.stderr
-        assert "200" in first.stderr
-        asked = sum(n for name, n in used.items() if name in ("value:compute", "image:computePixels"))
-        assert asked <= 200
+        assert "--max-requests 60 is used up" in first.stderr
+        assert used.get("value:compute", 0) + used.get("image:computePixels", 0) <= 60
         kept = open_corpus(tmp_path / "out").records()
-        assert "failed" not in kept["status"].to_pylist()
-        second = build(recipe, tmp_path / "out", url)
+        assert set(kept["sample_status"].to_pylist()) == {"stored"}
+        second = build(recipe, tmp_path / "out", url, *few)
         assert second.returncode == 0, second.stderr
-    assert snapshot(tmp_path / "out") == snapshot(straight)
+    with server() as url:
+        assert build(recipe, tmp_path / "straight", url, *few).returncode == 0
+    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "straight")
     ledgers = [json.loads(path.read_text()) for path in sorted((tmp_path / "out/runs").glob("*.json"))]
-    assert len(ledgers) == 2
+    assert [bool(ledger["stopped"]) for ledger in ledgers] == [True, False]

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 # computePixels rejects answers above 48 MB, counted with one mask byte per value (Earth Engine REST reference).
 RESPONSE_LIMIT_BYTES = 48 * 2**20
+# The header of an NPY file names every band: 1,024 of them take some 26 KB, numpy reads 10 KB unless told otherwise.
+NPY_HEADER_BYTES = 2**20
 _AFFINE_KEYS = ("scaleX", "shearX", "translateX", "shearY", "scaleY", "translateY")
 
 
@@ -235,7 +237,7 @@ class EarthEngine:
         """
         raw = ee.data.computePixels({"expression": image, "fileFormat": "NPY", "grid": grid})
         try:
-            pixels: np.ndarray = np.load(io.BytesIO(raw), allow_pickle=False)
+            pixels: np.ndarray = np.load(io.BytesIO(raw), allow_pickle=False, max_header_size=NPY_HEADER_BYTES)
         except (ValueError, EOFError) as error:
             raise SourceError(f"a pixel answer of {len(raw)} bytes is not a whole NPY file", transient=True) from error
         shape = (grid["dimensions"]["height"], grid["dimensions"]["width"])
