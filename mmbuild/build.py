@@ -7,17 +7,16 @@ retries what failed, and rewrites nothing that is good.
 from __future__ import annotations
 
 import hashlib
+import io
+import itertools
 import json
-import logging
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
-from multiprocessing import resource_tracker
 from typing import Any
 
 import yaml
@@ -25,17 +24,22 @@ import yaml
 from mmbuild.catalog import write_catalog
 from mmbuild.cube import Corpus, layouts, open_corpus, put_if_changed, root_attributes, root_table, write_tree
 from mmbuild.errors import QuotaStop, UserError
+from mmbuild.governor import Governor
 from mmbuild.modality import Modality
 from mmbuild.plan import locate, slots_of_shard
 from mmbuild.recipe import Recipe, load_recipe
 from mmbuild.records import committed_shards, read_record, record_key
-from mmbuild.shard import ShardResult, ShardTask, build_shard
+from mmbuild.shard import ShardResult
 from mmbuild.sources import SourceSpec, Usage, kind_of, open_source
 from mmbuild.splits import split_corpus
 from mmbuild.stats import compute
 from mmbuild.store import Store, open_store
+from mmbuild.threads import Crew, Task, Threads, Work
+from mmbuild.throttle import Budget, Gate, Spending
 
 OnStep = Callable[[str], None]
+# Rows of locations that are decoded together; some 10 MB.
+ROWS_AT_ONCE = 8192
 _VERSIONS = (
     "mmbuild",
     "earthengine-api",
@@ -57,7 +61,9 @@ class BuildReport:
     shards_done: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
+    spending: Spending = field(default_factory=Spending)
     seconds: float = 0.0
+    stopped: str = ""
 
     @property
     def rate(self) -> float:
@@ -65,7 +71,8 @@ class BuildReport:
         return sum(self.statuses.values()) / self.seconds if self.seconds else 0.0
 
     def add(self, result: ShardResult) -> None:
-        self.shards_done += 1
+        self.shards_done += not result.stopped
+        self.stopped = self.stopped or result.stopped
         self.usage.add(result.usage)
         for status, count in result.statuses.items():
             self.statuses[status] = self.statuses.get(status, 0) + count
@@ -80,6 +87,7 @@ def build_corpus(
     workers: int = 0,
     scheduler: str | None = None,
     overrides: Sequence[str] = (),
+    budget: Budget | None = None,
     progress: Callable[[BuildReport], None] | None = None,
     on_step: OnStep | None = None,
 ) -> Corpus:
@@ -87,48 +95,73 @@ def build_corpus(
 
     out: a folder or an object-store URL. samples: overrides the recipe's number (a corpus only grows).
     workers: processes, 0 for threads; scheduler: address of a running Dask scheduler instead.
+    budget: what this run may use; it ends with QuotaStop, the corpus readable and ready to go on.
     on_step: called with the name of every step (in this process, so only with workers=0): tests interrupt there.
     Raises UserError for a wrong recipe or a corpus of another recipe, QuotaStop when a quota ended the work.
     """
     asked = recipe if isinstance(recipe, Recipe) else load_recipe(os.fspath(recipe), overrides)
-    spec = spec_of(asked) if source is None else replace(source, others=spec_of(asked, source.name).others)
+    spec = spec_of(asked, source.name if source else None)
+    spec = spec if source is None else replace(source, others=spec.others, tag=source.tag or spec.tag)
     step = on_step or (lambda name: None)
     started, began = datetime.now(UTC), time.monotonic()
     store = open_store(out)
     with store.lease("runs/lease"):
         store.sweep()
         report = BuildReport()
+        # Workers may run in another folder.
+        work = Work(out=os.path.abspath(store.url) if store.is_local else store.url, recipe=asked, source=spec)
+        governor = Governor(work.limits(0), budget)
         try:
-            slots = _prepare(store, asked, spec, samples, step)
-            tasks = list(_unfinished(store, asked, spec, slots))
-            report.shards_total = len(tasks)
-            for result in _run(tasks, workers, scheduler, step if on_step else None):
-                if not store.exists(record_key(result.shard)):
-                    raise UserError(
-                        f"the workers wrote shard {result.shard} where this process cannot see it", store.url,
-                        "use a folder that all workers share, or an object-store URL",
-                    )  # fmt: skip
-                report.add(result)
-                report.seconds = time.monotonic() - began
-                if progress is not None:
-                    progress(report)
-            finish(open_corpus(out), step=step)
+            slots = _prepare(store, asked, spec, samples, step, governor)
+            todo = _unfinished(store, asked, slots)
+            report.shards_total = len(todo)
+            with _crew(work, governor, workers, scheduler, on_step, report) as crew:
+                for result in crew.results(_tasks(store, asked, todo)):
+                    if result.stopped:
+                        crew.stop(result.stopped)
+                    _check_visible(store, result)
+                    report.add(result)
+                    report.seconds = time.monotonic() - began
+                    if progress is not None:
+                        progress(report)
+            # Also after a stop: what is stored can be looked at and trained on until the next run goes on.
+            if not report.stopped or committed_shards(store):
+                finish(open_corpus(out), step=step)
         finally:
             report.seconds = time.monotonic() - began
+            report.spending.merge(governor.used)
             _write_ledger(store, report, started)
+    if report.stopped:
+        raise QuotaStop(_stop_text(report))
     return open_corpus(out)
+
+
+def _check_visible(store: Store, result: ShardResult) -> None:
+    if result.statuses and not store.exists(record_key(result.shard)):
+        raise UserError(
+            f"the workers wrote shard {result.shard} where this process cannot see it", store.url,
+            "use a folder that all workers share, or an object-store URL",
+        )  # fmt: skip
+
+
+def _stop_text(report: BuildReport) -> str:
+    """Which budget or quota ended the run, and how far it came."""
+    return (
+        f"{report.stopped}; {report.shards_done} of {report.shards_total} shards were finished in this run and "
+        "everything that was read is kept; run the same command again to go on"
+    )
 
 
 # -- before the shards --------------------------------------------------------------------------------------------
 
 
-def _prepare(store: Store, recipe: Recipe, spec: SourceSpec, samples: int | None, step: OnStep) -> int:
+def _prepare(store: Store, recipe: Recipe, spec: SourceSpec, samples: int | None, step: OnStep, gate: Gate) -> int:
     """Write the lock, the locations and the cube's metadata, or check and extend what is there; the number of slots.
 
     The lock goes first: a folder with a lock is ours, and everything after it can be written again.
     """
     _check_sources(spec)
-    source = open_source(spec, recipe.known_modalities, {})
+    source = open_source(spec, recipe.known_modalities, {}, gate)
     old = json.loads(store.get("recipe.lock.json")) if store.exists("recipe.lock.json") else None
     if old is None and any(key.startswith(("cube.zarr/", "shards/")) for key in store.list()):
         raise UserError("there are files of something else here", store.url, "build into an empty folder")
@@ -191,6 +224,7 @@ def spec_of(recipe: Recipe, name: str | None = None) -> SourceSpec:
         project=source.project,
         archive=archive,
         archive_root=None if source.archive_root is None else str(recipe.file(source.archive_root)),
+        tag=recipe.name,
         others={modality: SourceSpec(name=other) for modality, other in named.items() if other and other not in own},
     )
 
@@ -254,19 +288,32 @@ def _geoparquet(table: Any) -> bytes:
 # -- the shards ---------------------------------------------------------------------------------------------------
 
 
-def _unfinished(store: Store, recipe: Recipe, spec: SourceSpec, samples: int) -> Iterator[ShardTask]:
-    """A task for every shard without a record, with too few samples in it, or with failed samples."""
-    places = _read_locations(store).drop(columns="geometry")
-    places = places.astype({"date": object, "anchor_year": object}).where(lambda frame: frame.notna(), None)
+def _unfinished(store: Store, recipe: Recipe, samples: int) -> list[int]:
+    """Every shard without a record, with too few samples in it, or with failed samples."""
     size, done = recipe.store.samples_per_shard, set(committed_shards(store))
-    for shard in range(-(-samples // size)):
-        slots = slots_of_shard(shard, size, samples)
-        if shard in done and _is_complete(store, shard, slots):
-            continue
-        rows = places[places["slot"].between(slots.start, slots.stop - 1)].to_dict("records")
-        # Workers may run in another folder.
-        out = os.path.abspath(store.url) if store.is_local else store.url
-        yield ShardTask(shard=shard, out=out, recipe=recipe, source=spec, rows=rows)
+    return [
+        shard
+        for shard in range(-(-samples // size))
+        if shard not in done or not _is_complete(store, shard, slots_of_shard(shard, size, samples))
+    ]
+
+
+def _tasks(store: Store, recipe: Recipe, todo: Sequence[int]) -> Iterator[Task]:
+    """The rows of each shard, read as they are asked for: a plan of a million places never lies in memory whole."""
+    wanted, size = set(todo), recipe.store.samples_per_shard
+    shards = itertools.groupby(_rows(store), key=lambda row: int(row["slot"]) // size)
+    return ((shard, list(rows)) for shard, rows in shards if shard in wanted)
+
+
+def _rows(store: Store) -> Iterator[dict[str, Any]]:
+    """The rows of locations.parquet in the order of their slots, without their geometry."""
+    import pyarrow.parquet as pq
+
+    key = "locations.parquet"
+    with pq.ParquetFile(store.handle(key) if store.is_local else io.BytesIO(store.get(key))) as file:
+        columns = [name for name in file.schema_arrow.names if name != "geometry"]
+        for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
+            yield from batch.to_pylist()
 
 
 def _is_complete(store: Store, shard: int, slots: range) -> bool:
@@ -274,62 +321,22 @@ def _is_complete(store: Store, shard: int, slots: range) -> bool:
     return set(record["slot"].to_pylist()) == set(slots) and "failed" not in record["status"].to_pylist()
 
 
-def _run(tasks: Sequence[ShardTask], workers: int, scheduler: str | None, step: OnStep | None) -> Iterator[ShardResult]:
-    """Run shard tasks on threads, on a local cluster, or on a scheduler; results come as they finish."""
-    if not tasks:
-        return
-    if step is not None:
-        yield from (build_shard(task, step) for task in tasks)
-        return
-    from dask.distributed import as_completed
-
-    with _client(workers, scheduler) as client:
-        futures = client.map(build_shard, tasks, pure=False, retries=0)
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except (QuotaStop, KeyboardInterrupt):
-            client.cancel(futures)
-            raise
-
-
 @contextmanager
-def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
-    import dask
-    from dask.distributed import Client, LocalCluster
-
-    if scheduler is not None:
-        try:
-            client = Client(scheduler, timeout="20s")
-        except OSError as error:
-            raise UserError(
-                f"no Dask scheduler answers: {error}", scheduler, "start one with `dask scheduler`"
-            ) from error
-        with client:
-            yield client
+def _crew(
+    work: Work, governor: Governor, workers: int, scheduler: str | None, step: OnStep | None, report: BuildReport
+) -> Iterator[Crew]:
+    """Who builds the shards: threads, a local cluster, or the workers of a scheduler; no cluster starts for nothing."""
+    if report.shards_total == 0 or step is not None or not (workers or scheduler):
+        yield Threads(work, governor, step)
         return
-    threads = min(4, os.cpu_count() or 1)
-    with dask.config.set({"distributed.worker.daemon": True}):
-        with _interrupts_held():
-            # Workers hold one shard in memory (at most 256 MiB); Dask's own memory limits would only pause them.
-            cluster = LocalCluster(
-                n_workers=workers or 1, processes=workers > 0, threads_per_worker=1 if workers else threads,
-                dashboard_address="127.0.0.1:0", memory_limit=0, silence_logs=logging.ERROR,
-            )  # fmt: skip
-        with cluster, Client(cluster) as client:
-            yield client
+    from mmbuild.cluster import Cluster, client_of
 
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Let processes started here never see Ctrl-C: they inherit the mask. One meanwhile comes afterwards."""
-    # Its start inside would unblock the signal again (CPython's resource_tracker.ensure_running).
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with client_of(workers, scheduler) as client:
+        cluster = Cluster(client, work, governor.budget_left())
+        try:
+            yield cluster
+        finally:
+            report.spending.merge(cluster.close())
 
 
 # -- after the shards ---------------------------------------------------------------------------------------------
@@ -374,7 +381,8 @@ def _write_ledger(store: Store, report: BuildReport, started: datetime) -> None:
     ledger = {
         "started": started.isoformat(timespec="seconds"), "seconds": round(report.seconds, 3),
         "shards": {"planned": report.shards_total, "done": report.shards_done},
-        "samples": report.statuses, "requests": vars(report.usage),
+        "samples": report.statuses, "requests": vars(report.usage), "sent": vars(report.spending),
+        "stopped": report.stopped or None,
     }  # fmt: skip
     name = f"runs/{started:%Y%m%dT%H%M%S%f}-{os.getpid()}.json"
     store.put(name, json.dumps(ledger, indent=1).encode())

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 from mmbuild import choose
 from mmbuild.choose import Choice, Sample, Scene
 from mmbuild.cube import ArrayLayout, chip_digest, layouts, pack_shard
-from mmbuild.errors import IntegrityError, SourceError
+from mmbuild.errors import IntegrityError, QuotaStop, SourceError
 from mmbuild.plan import samples_of
 from mmbuild.recipe import Recipe
 from mmbuild.records import read_parquet, record_key, write_record
@@ -27,8 +28,12 @@ from mmbuild.throttle import Gate
 from mmbuild.times import month_start
 
 OnStep = Callable[[str], None]
-# Chips asked for at the same time inside one shard; with a few shards at work this stays under the limit of 40.
-READ_THREADS = 4
+# Threads that read a shard's chips. One shard alone can fill the 40 places that Earth Engine has; how many of them are
+# under way is decided by the gate.
+READ_THREADS = 40
+# Samples that are searched, screened and read together. Blocks of one shard go side by side, so that some are read
+# while others are searched, and a run that is stopped early has finished some.
+BLOCK = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +49,15 @@ class ShardTask:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """What a shard's task did; statuses count the samples of the shard."""
+    """What a shard's task did; statuses count the samples of the shard.
+
+    stopped: why a budget or quota ended it; finished samples are committed, the others are asked for by the next run.
+    """
 
     shard: int
     statuses: Mapping[str, int]
     usage: Usage
+    stopped: str = ""
 
 
 @dataclass(kw_only=True)
@@ -78,7 +87,9 @@ def build_shard(task: ShardTask, step: OnStep = lambda name: None, gate: Gate | 
     )
     kept_rows, kept_chunks = _keep(store, task.shard, arrays)
     wanted = [row for row in task.rows if row["slot"] not in kept_rows]
-    outcomes = _gather(recipe, source, list(samples_of(wanted)), step)
+    outcomes, stopped = gather(recipe, source, list(samples_of(wanted)), step)
+    if stopped and not outcomes:
+        return ShardResult(shard=task.shard, statuses={}, usage=source.usage, stopped=stopped)
     first = task.shard * recipe.store.samples_per_shard
     _withdraw(store, task.shard)
     step(f"shard {task.shard}: withdrawn")
@@ -87,7 +98,7 @@ def build_shard(task: ShardTask, step: OnStep = lambda name: None, gate: Gate | 
     write_record(store, task.shard, rows)
     store.delete(_withdrawn_key(task.shard))
     step(f"shard {task.shard}: committed")
-    return ShardResult(shard=task.shard, statuses=statuses, usage=source.usage)
+    return ShardResult(shard=task.shard, statuses=statuses, usage=source.usage, stopped=stopped)
 
 
 def _withdrawn_key(shard: int) -> str:
@@ -142,33 +153,64 @@ def _intact(store: Store, shard: int, row: Mapping[str, Any], arrays: Mapping[st
 # -- which place, which scenes, which pixels ----------------------------------------------------------------------
 
 
-def _gather(recipe: Recipe, source: Source, candidates: Sequence[Sample], step: OnStep) -> dict[int, Outcome]:
-    """The outcome of every slot: its first candidate place that works, or the last one's reason."""
+def gather(
+    recipe: Recipe, source: Source, candidates: Sequence[Sample], step: OnStep
+) -> tuple[dict[int, Outcome], str]:
+    """The outcome of every slot: its first candidate place that works, or the last one's reason.
+
+    The second value says why a budget or quota ended the work; slots that were not finished then have no outcome.
+    """
     queues: dict[int, list[Sample]] = {}
     for sample in candidates:
         queues.setdefault(sample.slot, []).append(sample)
     done: dict[int, Outcome] = {}
     history: dict[int, list[str]] = {slot: [] for slot in queues}
-    while any(queues.values()):
-        batch = [queue.pop(0) for queue in queues.values() if queue]
-        for outcome in _attempt(recipe, source, batch, step):
+    stops: list[str] = []
+    while any(queues.values()) and not stops:
+        batch, before = [queue.pop(0) for queue in queues.values() if queue], copy(source.usage)
+        for outcome in _attempts(recipe, source, batch, step, stops):
             slot = outcome.sample.slot
-            done[slot] = outcome
             history[slot].append(outcome.reason)
             # A place that failed is not a place without data: it keeps its turn and is asked again by the next build.
             if outcome.status in ("stored", "failed"):
                 queues[slot] = []
             elif not queues[slot]:
                 outcome.reason = _whole_story(history[slot])
-    return done
+            if not queues[slot]:
+                done[slot] = outcome
+        if any(sample.alternate for sample in batch):
+            source.usage.add(Usage(alternate_requests=source.usage.since(before).requests))
+    return done, stops[0] if stops else ""
 
 
 def _whole_story(reasons: Sequence[str]) -> str:
     return reasons[0] if len(reasons) == 1 else f"{len(reasons)} places tried: {' | '.join(reasons)}"
 
 
-def _attempt(recipe: Recipe, source: Source, samples: Sequence[Sample], step: OnStep) -> list[Outcome]:
-    """Search, choose and read one candidate place of several slots."""
+def _attempts(
+    recipe: Recipe, source: Source, samples: Sequence[Sample], step: OnStep, stops: list[str]
+) -> list[Outcome]:
+    """One candidate place of several slots, block by block side by side; ``stops`` takes why the work must end."""
+    blocks = [samples[first : first + BLOCK] for first in range(0, len(samples), BLOCK)]
+
+    def attempt(block: Sequence[Sample]) -> list[Outcome]:
+        try:
+            return _attempt(recipe, source, block, step, readers, stops)
+        except QuotaStop as stop:
+            stops.append(str(stop))
+            return []
+
+    with ThreadPoolExecutor(max_workers=READ_THREADS) as readers:
+        if len(blocks) == 1:
+            return attempt(blocks[0])
+        with ThreadPoolExecutor(max_workers=len(blocks)) as side_by_side:
+            return [outcome for found in side_by_side.map(attempt, blocks) for outcome in found]
+
+
+def _attempt(
+    recipe: Recipe, source: Source, samples: Sequence[Sample], step: OnStep, readers: Executor, stops: list[str]
+) -> list[Outcome]:
+    """Search, choose and read one candidate place of several slots; without those that a stop left unread."""
     try:
         scenes = _search(recipe, source, samples)
         step("searched")
@@ -183,10 +225,17 @@ def _attempt(recipe: Recipe, source: Source, samples: Sequence[Sample], step: On
             choices = choose.choose_all(sample, anchor, scenes.get(sample.slot, ()), recipe, clear=clear)
             when = anchor.time if anchor is not None else sample.date
             jobs.append(Outcome(sample=sample, status="stored", anchor_time=when, choices=choices))
-    with ThreadPoolExecutor(max_workers=READ_THREADS) as pool:
-        read = list(pool.map(lambda job: _read(recipe, source, job), jobs))
+
+    def read(job: Outcome) -> Outcome | None:
+        try:
+            return _read(recipe, source, job)
+        except QuotaStop as stop:
+            stops.append(str(stop))
+            return None
+
+    found = [outcome for outcome in readers.map(read, jobs) if outcome is not None]
     step("read")
-    return [*rest, *read]
+    return [*rest, *found]
 
 
 def _search(recipe: Recipe, source: Source, samples: Sequence[Sample]) -> dict[int, list[Scene]]:

@@ -222,6 +222,27 @@ class Spending:
         self.throttled += spent.throttled
         self.restricted += spent.restricted
 
+    def merge(self, other: Spending) -> None:
+        """Add what another part of the same run has used."""
+        for name in vars(self):
+            mine, its = getattr(self, name), getattr(other, name)
+            setattr(self, name, max(mine, its) if name == "peak_in_flight" else mine + its)
+
+
+def what_is_left(budget: Budget, used: Spending, seconds: float) -> Budget:
+    """The budget for the rest of a run."""
+
+    def left(most: float | None, taken: float) -> float | None:
+        return None if most is None else max(0.0, most - taken)
+
+    requests = left(budget.max_requests, used.requests)
+    return Budget(
+        max_requests=None if requests is None else int(requests),
+        max_eecu_hours=left(budget.max_eecu_hours, used.eecu_s / 3600),
+        max_gb=left(budget.max_gb, (used.sent_bytes + used.received_bytes) / 1e9),
+        max_minutes=left(budget.max_minutes, seconds / 60),
+    )
+
 
 # A budget of EECU that no answer tells anything about would be a promise that nobody keeps.
 UNMETERED_ANSWERS = 20
