@@ -25,7 +25,8 @@ SAMPLES = 512
 MMBUILD = str(Path(sys.executable).with_name("mmbuild"))
 RECIPE = {
     "name": "faulty", "title": "Small chips for a build through faults", "licence": "CC-BY-4.0", "seed": 5,
-    "samples": SAMPLES, "source": "earthengine", "sampler": {"kind": "biome"}, "grid": {"kind": "utm", "gsd": 10, "size": 16},
+    "samples": SAMPLES, "source": "earthengine",
+    "sampler": {"kind": "biome"}, "grid": {"kind": "utm", "gsd": 10, "size": 16},
     "anchor": {"one_of": ["sentinel2_l1c", "sentinel2_l2a"], "years": [2020], "max_cloud": 40, "min_clear": 0.5},
     "modalities": {"sentinel2_l1c": None, "sentinel2_l2a": None, "sentinel1_asc": {"max_days": 12},
                    "aster_gdem": None, "esa_worldcover": None},
@@ -34,7 +35,7 @@ RECIPE = {
 # 5 % transient errors, 1 % truncated bodies, one outage of 30 s, one storm of refusals for asking too much.
 FAULTS = [
     {"fault": "unavailable", "from_s": 8, "to_s": 38},
-    {"fault": "rate", "from_request": 300, "to_request": 380},
+    {"fault": "rate", "from_s": 70, "to_s": 80},
     {"fault": "internal", "probability": 0.02, "seed": 1},
     {"fault": "bad_gateway", "probability": 0.02, "seed": 2},
     {"fault": "reset", "probability": 0.01, "seed": 3},
