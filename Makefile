@@ -45,7 +45,7 @@ test: $(INSTALLED)
 
 accept: $(INSTALLED)
 	@test -d ../shared || { echo "make accept needs the shared folder beside this one: $(abspath ../shared) is not there"; exit 1; }
-	$(PYTEST) tests/acceptance
+	$(PYTEST) tests/acceptance -n 2 --dist loadfile
 
 # What `pip install -c` gets: every version as tested, torch by its public version, nothing from a local path.
 constraints: $(INSTALLED)

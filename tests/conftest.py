@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# The same examples in every run of continuous integration; elsewhere new ones are tried each time.
-settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI"):
-    settings.load_profile("ci")
+# The same examples in every run of continuous integration; elsewhere new ones are tried each time. No test has a time
+# limit of its own: machines that run them are shared.
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("here", deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 # OpenMP threads that spin while they wait take the cores from the threads that decode (train/__init__.py sets it too).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

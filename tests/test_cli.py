@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 from shapely.errors import ShapelyError
 
-from mmbuild import cli, store
+from mmbuild import cli
 from mmbuild.recipe import load_recipe
 from mmbuild.sandbox import open_world
 from mmbuild.sandbox.rest import Sandbox
 from mmbuild.sandbox.values import EarthEngineError
+from mmbuild.store import objects
 from tests.corpora import SMALL, TINY
 
 CALL = tuple[int, str, str]
@@ -165,7 +166,7 @@ def test_a_mistyped_corpus_is_not_made(mmbuild: Command, command: str, tmp_path:
 def test_a_dead_object_store_is_one_readable_line(
     mmbuild: Command, command: tuple[object, ...], bucket_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "RETRY_S", 0.2)
+    monkeypatch.setattr(objects, "RETRY_S", 0.2)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     code, _, printed = mmbuild(*command, bucket_url)
     assert code == 2

@@ -21,9 +21,18 @@ def scene() -> ee.Image:
 
 
 def cloudy() -> ee.Image:
-    """A scene with cloud over a part of the chip."""
+    """The first scene of 2020 with cloud over a part of the chip: its cloud scores say so."""
     found = ee.ImageCollection("COPERNICUS/S2_SR_HARMONIZED").filterBounds(ee.Geometry.Point([LON, LAT]))
-    return ee.Image(found.filterDate("2020-06-20", "2020-06-21").filter(ee.Filter.eq("MGRS_TILE", "32UPU")).first())
+    found = found.filterDate("2020-04-01", "2020-10-01").filter(ee.Filter.eq("MGRS_TILE", "32UPU"))
+    scores = ee.ImageCollection("GOOGLE/CLOUD_SCORE_PLUS/V1/S2_HARMONIZED")
+    ground = ee.Geometry.Point([LON, LAT]).buffer(500).bounds()
+
+    def share(image: ee.Image) -> ee.Image:
+        clear = image.linkCollection(scores, ["cs"]).select("cs").gt(0.6)
+        return image.set("clear", clear.reduceRegion(ee.Reducer.mean(), ground, 20).get("cs"))
+
+    partly = found.map(share).filter(ee.Filter.rangeContains("clear", 0.3, 0.7)).first()
+    return ee.Image(found.filter(ee.Filter.eq("system:index", partly.get("system:index"))).first())
 
 
 def main() -> None:
