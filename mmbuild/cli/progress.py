@@ -57,10 +57,12 @@ class _Lines:
         if report.seconds - self.printed_at < 5 and report.shards_done < report.shards_total:
             return
         self.printed_at = report.seconds
-        left = report.seconds / report.shards_done * (report.shards_total - report.shards_done)
+        # A build that a budget stops may have results without a finished shard: nothing to carry a time over from.
+        per_shard = report.seconds / report.shards_done if report.shards_done else None
+        left = "" if per_shard is None else f", {in_time(per_shard * (report.shards_total - report.shards_done))} left"
         console.print(
             f"{report.shards_done}/{report.shards_total} shards, {sum(report.statuses.values())} samples, "
-            f"{report.rate:.1f} samples/s, {in_time(left)} left"
+            f"{report.rate:.1f} samples/s{left}"
         )
 
     def __exit__(self, *error: object) -> None:
