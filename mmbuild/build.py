@@ -127,6 +127,9 @@ def build_corpus(
             # Also after a stop: what is stored can be looked at and trained on until the next run goes on.
             if not report.stopped or committed_shards(store):
                 finish(open_corpus(out), step=step)
+        except QuotaStop as stop:
+            report.stopped = str(stop)
+            raise
         finally:
             report.seconds = time.monotonic() - began
             report.spending.merge(governor.used)

@@ -13,7 +13,8 @@ import signal
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from multiprocessing import resource_tracker
 from typing import Any
@@ -33,6 +34,9 @@ from mmbuild.throttle import Budget, Limits, Spending
 # A process that has two shards is never without one while the other is searched or written.
 SHARDS_PER_PROCESS = 2
 _DESK = "mmbuild-desk"
+# An ended build waits so long for its shards under way: a request ends after five minutes at the latest (wire.Limits),
+# writing a shard takes seconds.
+END_S = 330.0
 # Most of its functions have no types.
 _dask: Any = distributed
 
@@ -136,17 +140,31 @@ class Cluster:
 
     def results(self, tasks: Iterator[Task]) -> Iterator[ShardResult]:
         waiting = _dask.as_completed()
-        self._fill(waiting, tasks)
         try:
+            self._fill(waiting, tasks)
             for future in waiting:
                 result: ShardResult = future.result()
                 future.release()
                 yield result
                 self._fill(waiting, tasks)
+        except (CancelledError, asyncio.CancelledError, _dask.KilledWorker) as error:
+            self._end(waiting)
+            raise _lost(error) from error
         except BaseException:
-            self.stop("the build was ended")
-            self._client.cancel(list(waiting.futures))
+            self._end(waiting)
             raise
+
+    def _end(self, waiting: Any) -> None:
+        """Let the shards under way come to their end: whoever ends the build gives back the right to write.
+
+        No request passes any more, so what was read is written and what was not is left; a scheduler that is gone has
+        nothing under way that could be waited for.
+        """
+        with suppress(UserError, OSError, RuntimeError, CancelledError, asyncio.CancelledError):
+            self.stop("the build was ended")
+            left = list(waiting.futures)
+            _dask.wait(left, timeout=END_S)
+            self._client.cancel(left)
 
     def _fill(self, waiting: Any, tasks: Iterator[Task]) -> None:
         """Submit shards while there is room for them: the scheduler knows a few at a time, however many there are."""
@@ -160,16 +178,22 @@ class Cluster:
         self._ask("stop", reason=reason)
 
     def close(self) -> Spending:
-        """End the run; what it has used."""
-        used = Spending(**self._ask("close"))
-        self._client.unregister_worker_plugin(_bench(self._run))
+        """End the run; what it has used, as far as the scheduler is still there to tell."""
+        try:
+            used = Spending(**self._ask("close"))
+            self._client.unregister_worker_plugin(_bench(self._run))
+        except (UserError, OSError, RuntimeError):
+            return Spending()
         return used
 
     def _processes(self) -> int:
         return max(1, len(self._client.scheduler_info(n_workers=-1)["workers"]))
 
     def _ask(self, verb: str, **more: Any) -> Any:
-        return self._client.sync(getattr(self._client.scheduler, f"mmbuild_{verb}"), run=self._run, **more)
+        try:
+            return self._client.sync(getattr(self._client.scheduler, f"mmbuild_{verb}"), run=self._run, **more)
+        except (OSError, RuntimeError, asyncio.CancelledError) as error:  # a closed pool of connections is the second
+            raise _lost(error) from error
 
     def _register(self, plugin: SchedulerPlugin | WorkerPlugin) -> None:
         try:
@@ -179,6 +203,13 @@ class Cluster:
                 f"a process of the cluster cannot import {error.name}", "--scheduler",
                 "start the scheduler and its workers in the environment of this command",
             ) from error  # fmt: skip
+
+
+def _lost(error: BaseException) -> UserError:
+    return UserError(
+        f"the Dask scheduler or its workers went away: {type(error).__name__}", "--scheduler",
+        "start them again and run the same command; finished shards are kept",
+    )  # fmt: skip
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from mmbuild.choose import SCREEN_ROUNDS, Choice, Sample, Scene
 from mmbuild.cube import layouts
+from mmbuild.errors import QuotaStop
 from mmbuild.plan import locate, samples_of
 from mmbuild.recipe import Recipe
 from mmbuild.shard import BLOCK, gather
@@ -133,7 +134,9 @@ def probe(
     for first in range(0, len(slots), BLOCK):
         rows = places[places["slot"].isin(slots[first : first + BLOCK])]
         rows = rows.where(rows.notna(), None).to_dict("records")
-        outcomes, _ = gather(recipe, watch, list(samples_of(rows)), lambda name: None)
+        outcomes, stopped = gather(recipe, watch, list(samples_of(rows)), lambda name: None)
+        if stopped:
+            raise QuotaStop(f"{stopped}; a part of a probe forecasts nothing")
         stored += sum(outcome.status == "stored" for outcome in outcomes.values())
         progress(len(watch.visits))
     now = time.monotonic()
@@ -213,7 +216,7 @@ def _shard(samples: Counts) -> Counts:
 
 
 def _units(watch: Watch, asked: Usage, what: str) -> Counts:
-    """What one request or item of each column of ``_replicates`` takes of ``what``."""
+    """What one request or item of each column of ``_shard`` takes of ``what``."""
     visits = [visit for own in watch.visits.values() for visit in own]
     pairs, reads = sum(sum(visit.screened) for visit in visits), sum(visit.read for visit in visits)
     if what == "requests":

@@ -10,10 +10,13 @@ import pytest
 
 from mmbuild.build import build_corpus, spec_of
 from mmbuild.cube import Corpus
+from mmbuild.errors import QuotaStop
+from mmbuild.governor import Governor
 from mmbuild.probe import Forecast, Visit, probe
 from mmbuild.probe import _shard as shard_of
 from mmbuild.probe import _table as table_of
 from mmbuild.recipe import Recipe
+from mmbuild.throttle import Budget, Limits
 from tests.corpora import small_recipe
 
 # Strict enough that some places are rejected and some scenes need the second round.
@@ -69,6 +72,13 @@ def test_a_second_place_costs_a_round_of_its_own() -> None:
     rejected = [Visit(screened=[2, 6], read=False), Visit(screened=[2], read=True)]
     table = table_of([rejected] + [[Visit(screened=[2], read=True)]] * 9)
     np.testing.assert_array_equal(shard_of(table), [1 + 1, 11, 1 + 1 + 1, 20 + 6 + 2, 10, 10])
+
+
+def test_a_part_of_a_probe_forecasts_nothing() -> None:
+    recipe = small_recipe()
+    gate = Governor(Limits(), Budget(max_requests=4))
+    with pytest.raises(QuotaStop, match=r"--max-requests 4 is used up.*forecasts nothing"):
+        probe(recipe, spec_of(recipe), samples=16, probed=8, gate=gate)
 
 
 def test_a_probe_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,12 +32,20 @@ def print_plan(name: str, work: Plan) -> None:
 
 def forecast_of(recipe: Recipe, spec: SourceSpec, samples: int, probed: int) -> Forecast:
     """Probe with a bar on a terminal."""
+    from mmbuild.governor import Governor
     from mmbuild.probe import probe
+    from mmbuild.threads import Work
 
+    gate = Governor(Work(out="", recipe=recipe, source=spec).limits(0))
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task("probing", total=min(probed, samples))
         return probe(
-            recipe, spec, samples=samples, probed=probed, progress=lambda done: bar.update(task, completed=done)
+            recipe,
+            spec,
+            samples=samples,
+            probed=probed,
+            gate=gate,
+            progress=lambda done: bar.update(task, completed=done),
         )
 
 

@@ -1,0 +1,42 @@
+"""A build on a scheduler that others own: when it ends early, nothing of it goes on in their workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from distributed import Client, LocalCluster
+
+from mmbuild.build import BuildReport, build_corpus
+from mmbuild.cli import progress
+from tests.corpora import build_small, small_recipe, snapshot
+
+FEW = ("store.samples_per_shard=8", "samples=48", "grid.size=16")
+
+
+class Ended(Exception):
+    """What ends the build in these tests."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as running:
+        yield running
+
+
+def test_a_build_that_ends_early_leaves_no_shard_under_way(cluster: LocalCluster, tmp_path: Path) -> None:
+    def end(report: BuildReport) -> None:
+        raise Ended
+
+    with pytest.raises(Ended):
+        build_corpus(small_recipe(*FEW), tmp_path / "out", scheduler=cluster.scheduler_address, progress=end)
+    with Client(cluster) as client:
+        assert not any(client.processing().values())
+    build_corpus(small_recipe(*FEW), tmp_path / "out", scheduler=cluster.scheduler_address)
+    assert snapshot(tmp_path / "out") == snapshot(build_small(tmp_path / "straight", *FEW).store)
+
+
+def test_progress_without_a_finished_shard_names_no_time(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress._Lines() as show:
+        show(BuildReport(shards_total=4, statuses={"stored": 3}, seconds=9.0))
