@@ -82,12 +82,13 @@ def test_latency_is_added_to_every_answer() -> None:
 
 
 def test_the_server_ends_with_its_block() -> None:
+    before = set(threading.enumerate())
     with serve(Sandbox(sentinel_world())) as server:
         port = server.server_address[1]
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
     with pytest.raises(ConnectionRefusedError):
         connection.request("GET", "/world")
-    assert not [t for t in threading.enumerate() if t.name.startswith("Thread") and not t.daemon and t.is_alive()]
+    assert not [t for t in set(threading.enumerate()) - before if not t.daemon and t.is_alive()]
 
 
 def test_every_method_of_the_discovery_document_is_answered() -> None:
