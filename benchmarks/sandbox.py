@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mmbuild import choose, shard
-from mmbuild.choose import Choice, Sample
+from mmbuild.choose import Choice, Sample, Scene
 from mmbuild.cube import layouts
 from mmbuild.plan import locate, samples_of
 from mmbuild.recipe import Recipe, load_recipe
@@ -73,7 +73,7 @@ def slots(samples: Sequence[Sample], wanted: range) -> list[Sample]:
 def work(samples: Sequence[Sample]) -> Timing:
     """Build these samples but for writing them down."""
     recipe, source = opened()
-    timing, before = Timing(), source.usage.metadata_requests + source.usage.pixel_requests
+    timing, before = Timing(), source.usage.requests
     wall, cpu = time.perf_counter(), time.process_time()
     last = cpu
 
@@ -88,7 +88,7 @@ def work(samples: Sequence[Sample]) -> Timing:
     stored = [outcome for outcome in outcomes.values() if outcome.status == "stored"]
     timing.stored = len(stored)
     timing.raw_bytes = sum(chip.nbytes for outcome in stored for chip in outcome.chips.values())
-    timing.requests = source.usage.metadata_requests + source.usage.pixel_requests - before
+    timing.requests = source.usage.requests - before
     return timing
 
 
@@ -127,7 +127,9 @@ def _chosen(recipe: Recipe, source: Source, samples: Sequence[Sample]) -> list[t
     """The samples' first places with the scenes of every modality, chosen as a build does but not screened."""
     first = [sample for sample in samples if sample.alternate == 0]
     found = []
-    scenes = shard._search(recipe, source, first)
+    scenes: dict[int, list[Scene]] = {sample.slot: [] for sample in first}
+    for scene in source.search(first, {sample.slot: shard.asks_of(recipe, sample) for sample in first}):
+        scenes[scene.slot].append(scene)
     for sample in first:
         ranked = choose.rank_anchors(sample, scenes[sample.slot], recipe)
         if ranked:

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from mmbuild.catalog import write_catalog
-from mmbuild.cube import Corpus, layouts, open_corpus, put_if_changed, root_attributes, root_table, write_tree
+from mmbuild.cube import Corpus, layouts, open_corpus, put_if_changed
 from mmbuild.errors import QuotaStop, UserError
 from mmbuild.governor import Governor
 from mmbuild.modality import Modality
@@ -36,6 +36,7 @@ from mmbuild.stats import compute
 from mmbuild.store import Store, open_store
 from mmbuild.threads import Crew, Task, Threads, Work
 from mmbuild.throttle import Budget, Gate, Spending
+from mmbuild.tree import root_attributes, root_table, write_tree
 
 OnStep = Callable[[str], None]
 # Rows of locations that are decoded together; some 10 MB.

@@ -5,29 +5,26 @@ What did not work becomes a status with a reason; it never becomes pixels, and i
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-import numpy as np
-
 from mmbuild import choose
 from mmbuild.choose import Choice, Sample, Scene
-from mmbuild.cube import ArrayLayout, chip_digest, layouts, pack_shard
-from mmbuild.errors import IntegrityError, QuotaStop, SourceError
+from mmbuild.commit import OnStep, Outcome, keep, valid_mask, withdraw, withdrawn_key, write
+from mmbuild.cube import layouts
+from mmbuild.errors import QuotaStop, SourceError
 from mmbuild.plan import samples_of
 from mmbuild.recipe import Recipe
-from mmbuild.records import read_parquet, record_key, write_record
+from mmbuild.records import write_record
 from mmbuild.sources import Ask, Source, SourceSpec, Usage, derived, open_source
-from mmbuild.store import Store, open_store
+from mmbuild.store import open_store
 from mmbuild.throttle import Gate
 from mmbuild.times import month_start
 
-OnStep = Callable[[str], None]
 # Threads that read a shard's chips. One shard alone can fill the 40 places that Earth Engine has; how many of them are
 # under way is decided by the gate.
 READ_THREADS = 40
@@ -60,18 +57,6 @@ class ShardResult:
     stopped: str = ""
 
 
-@dataclass(kw_only=True)
-class Outcome:
-    """What became of one candidate place."""
-
-    sample: Sample
-    status: str
-    reason: str = ""
-    anchor_time: datetime | None = None
-    choices: Mapping[str, Choice] = field(default_factory=dict)
-    chips: dict[str, np.ndarray] = field(default_factory=dict)
-
-
 def build_shard(task: ShardTask, step: OnStep = lambda name: None, gate: Gate | None = None) -> ShardResult:
     """Do what the shard still lacks and commit it; good chips of an earlier record are copied undecoded.
 
@@ -85,69 +70,19 @@ def build_shard(task: ShardTask, step: OnStep = lambda name: None, gate: Gate | 
         {name: a.gsd for name, a in arrays.items() if a.gsd},
         gate,
     )
-    kept_rows, kept_chunks = _keep(store, task.shard, arrays)
+    kept_rows, kept_chunks = keep(store, task.shard, arrays)
     wanted = [row for row in task.rows if row["slot"] not in kept_rows]
     outcomes, stopped = gather(recipe, source, list(samples_of(wanted)), step)
     if stopped and not outcomes:
         return ShardResult(shard=task.shard, statuses={}, usage=source.usage, stopped=stopped)
-    first = task.shard * recipe.store.samples_per_shard
-    _withdraw(store, task.shard)
+    withdraw(store, task.shard)
     step(f"shard {task.shard}: withdrawn")
-    rows, statuses = _write(store, task, arrays, first, kept_rows, kept_chunks, outcomes, step)
+    rows, statuses = write(store, task.shard, arrays, kept_rows, kept_chunks, outcomes, step)
     step(f"shard {task.shard}: before the record")
     write_record(store, task.shard, rows)
-    store.delete(_withdrawn_key(task.shard))
+    store.delete(withdrawn_key(task.shard))
     step(f"shard {task.shard}: committed")
     return ShardResult(shard=task.shard, statuses=statuses, usage=source.usage, stopped=stopped)
-
-
-def _withdrawn_key(shard: int) -> str:
-    return f"runs/withdrawn/{shard:06d}.parquet"
-
-
-def _withdraw(store: Store, shard: int) -> None:
-    """Take back the record of a shard that is about to be rewritten: its offsets would point into other objects.
-
-    A copy stays in ``runs``, so that a build killed from here on still finds the good chips.
-    """
-    if store.exists(record_key(shard)):
-        store.put(_withdrawn_key(shard), store.get(record_key(shard)))
-        store.delete(record_key(shard))
-
-
-def _keep(
-    store: Store, shard: int, arrays: Mapping[str, ArrayLayout]
-) -> tuple[dict[int, list[dict[str, Any]]], dict[tuple[str, int, int], bytes]]:
-    """Rows and encoded chunks of the samples that an earlier record holds and that did not fail.
-
-    A sample of which any chip is not, to the bit, what the record says is left out, and so asked for again.
-    """
-    key = next((key for key in (record_key(shard), _withdrawn_key(shard)) if store.exists(key)), None)
-    samples: dict[int, list[dict[str, Any]]] = {}
-    for row in [] if key is None else read_parquet(store, key).to_pylist():
-        samples.setdefault(row["slot"], []).append(row)
-    rows: dict[int, list[dict[str, Any]]] = {}
-    chunks: dict[tuple[str, int, int], bytes] = {}
-    for slot, own in samples.items():
-        if all(row["status"] != "failed" for row in own):
-            found = {(row["modality"], slot, row["time"]): _intact(store, shard, row, arrays) for row in own}
-            if all(found[row["modality"], slot, row["time"]] is not None for row in own if row["offset"] >= 0):
-                rows[slot] = own
-                chunks |= {place: chunk for place, chunk in found.items() if chunk is not None}
-    return rows, chunks
-
-
-def _intact(store: Store, shard: int, row: Mapping[str, Any], arrays: Mapping[str, ArrayLayout]) -> bytes | None:
-    """The encoded chunk of a stored chip, or None when it is not the chip that the row recorded."""
-    if row["offset"] < 0:
-        return None
-    layout = arrays[row["modality"]]
-    try:
-        chunk = store.get_range(layout.key(shard), row["offset"], row["length"])
-        whole = len(chunk) == row["length"]
-        return chunk if whole and chip_digest(layout.decode(chunk)) == row["sha256"] else None
-    except (IntegrityError, FileNotFoundError):
-        return None
 
 
 # -- which place, which scenes, which pixels ----------------------------------------------------------------------
@@ -354,79 +289,3 @@ def required(recipe: Recipe, choices: Mapping[str, Choice]) -> list[str]:
     if recipe.anchor.required:
         names += [name for name in recipe.anchor.products if choices[name].scenes]
     return list(dict.fromkeys(names))
-
-
-def valid_mask(chip: np.ndarray, nodata: np.generic) -> np.ndarray:
-    """True where a stored value is data."""
-    valid: np.ndarray = ~np.isnan(chip) if nodata != nodata else np.not_equal(chip, nodata)
-    return valid
-
-
-# -- arrays, then the record --------------------------------------------------------------------------------------
-
-
-def _write(
-    store: Store, task: ShardTask, arrays: Mapping[str, ArrayLayout], first: int,
-    kept_rows: Mapping[int, list[dict[str, Any]]], kept_chunks: Mapping[tuple[str, int, int], bytes],
-    outcomes: Mapping[int, Outcome], step: OnStep,
-) -> tuple[list[dict[str, Any]], dict[str, int]]:  # fmt: skip
-    """Put one shard object per modality and return the record's rows, ordered by slot, modality and time."""
-    rows: dict[int, list[dict[str, Any]]] = {slot: [dict(row) for row in own] for slot, own in kept_rows.items()}
-    for slot, outcome in outcomes.items():
-        rows[slot] = [_row(outcome, layout) for layout in arrays.values()]
-    by_place = {(row["modality"], row["slot"], row["time"]): row for own in rows.values() for row in own}
-    for name, layout in arrays.items():
-        chunks: list[bytes | None] = []
-        slots = range(first, first + layout.samples_per_shard)
-        for place in ((name, slot, time) for slot in slots for time in range(layout.times)):
-            chip = outcomes[place[1]].chips.get(name) if place[1] in outcomes else None
-            chunks.append(layout.encode(chip) if chip is not None else kept_chunks.get(place))
-        data, places = pack_shard(chunks)
-        for place, (offset, length) in zip(
-            ((name, s, t) for s in slots for t in range(layout.times)), places, strict=True
-        ):
-            if place in by_place:
-                by_place[place] |= {"offset": offset, "length": length}
-        if any(chunk is not None for chunk in chunks):
-            store.put(layout.key(task.shard), data)
-        step(f"shard {task.shard}: {name} written")
-    ordered = [row for slot in sorted(rows) for row in rows[slot]]
-    return ordered, _count(row["sample_status"] for row in (own[0] for own in rows.values()))
-
-
-def _count(values: Iterable[str]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for value in values:
-        counts[value] = counts.get(value, 0) + 1
-    return counts
-
-
-def _row(outcome: Outcome, layout: ArrayLayout) -> dict[str, Any]:
-    """The record of one chip, without its place in the shard object."""
-    sample, modality = outcome.sample, layout.modality
-    choice = outcome.choices.get(layout.name, Choice(modality=layout.name))
-    chip = outcome.chips.get(layout.name)
-    status, reason = (choice.status, choice.reason) if outcome.status == "stored" else (outcome.status, outcome.reason)
-    times = [scene.time for scene in choice.scenes if scene.time is not None]
-    composite = choice.window is not None
-    return {
-        "slot": sample.slot, "sample_id": sample.sample_id, "alternate": sample.alternate,
-        "sample_status": outcome.status, "lon": sample.lon, "lat": sample.lat, "epsg": sample.epsg,
-        "x0": sample.x0, "y0": sample.y0, "gsd": layout.gsd,
-        "height": layout.chip[1] if layout.gsd else None, "width": layout.chip[2] if layout.gsd else None,
-        "tags": json.dumps(dict(sample.tags), sort_keys=True, default=str), "anchor_time": outcome.anchor_time,
-        "modality": layout.name, "time": 0, "status": status, "reason": reason,
-        "scene_ids": [scene.scene_id for scene in choice.scenes] if chip is not None else [],
-        "datetime": choice.when if chip is not None else None,
-        "window_start": choice.window[0] if composite and choice.window else None,
-        "window_end": choice.window[1] if composite and choice.window else None,
-        "first": min(times) if composite and times else None, "last": max(times) if composite and times else None,
-        "scene_count": len(choice.scenes), "delta_days": choice.delta_days, "clear_fraction": choice.clear_fraction,
-        "valid_fraction": None if chip is None else _valid_fraction(valid_mask(chip, modality.fill)),
-        "sha256": None if chip is None else chip_digest(chip), "offset": -1, "length": -1,
-    }  # fmt: skip
-
-
-def _valid_fraction(valid: np.ndarray) -> float:
-    """Share of valid values in the bands that have any: a polarisation the radar did not record is not a gap."""
-    return float(valid[valid.reshape(len(valid), -1).any(axis=1)].mean())

@@ -11,10 +11,11 @@ import pytest
 import xarray as xr
 import zarr
 
-from mmbuild.cube import CUBE, ArrayLayout, chip_digest, pack_shard, write_tree
+from mmbuild.cube import CUBE, ArrayLayout, chip_digest, pack_shard
 from mmbuild.errors import IntegrityError
 from mmbuild.modality import load_modalities
 from mmbuild.store import Store, open_store
+from mmbuild.tree import write_tree
 
 MODALITIES = load_modalities()
 

@@ -30,7 +30,7 @@ LAYERS = (
     {"recipe", "throttle"},
     {"choose", "governor"},
     {"align", "cube", "samplers", "sandbox"},
-    {"sources"},
+    {"sources", "commit", "tree"},
     {"plan"},
     {"stats", "splits"},
     {"catalog", "audit", "verify", "taster", "export", "importers", "report", "stream", "shard", "status"},
@@ -44,7 +44,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Library -> the only places (module or folder prefix) that may import it.
 DOORS = {
     "ee": ("mmbuild.sources.earthengine",),
-    "zarr": ("mmbuild.cube", "mmbuild.stream", "mmbuild.export"),
+    "zarr": ("mmbuild.cube", "mmbuild.tree", "mmbuild.stream", "mmbuild.export"),
     "h5py": ("mmbuild.export", "mmbuild.importers", "train.probe"),
     "dask": ("mmbuild.cluster",),
     "distributed": ("mmbuild.cluster",),

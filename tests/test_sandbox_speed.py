@@ -12,7 +12,8 @@ from mmbuild.sandbox.earth_noise import noise, points, smoothstep
 from mmbuild.sandbox.earth_optics import is_snowy, snow_share
 from mmbuild.sandbox.earth_site import SKIES_KEPT, SiteCache, Window, site_at
 from mmbuild.sandbox.earth_world import lattice_site, milliseconds
-from mmbuild.sandbox.raster import Grid, Reader, Stored, gather, indices, positions, together
+from mmbuild.sandbox.picking import gather, indices
+from mmbuild.sandbox.raster import Grid, Reader, Stored, positions, together
 from mmbuild.sandbox.values import Projection
 
 DYNAMIC_WORLD = "GOOGLE/DYNAMICWORLD/V1"

@@ -65,9 +65,8 @@ def print_forecast(forecast: Forecast) -> None:
         )  # fmt: skip
         table.add_row(name, *bounds)
     console.print(table)
-    requests = spent.metadata_requests + spent.pixel_requests
     console.print(
         f"  the probe asked for {forecast.probed} samples ({forecast.stored} could be stored) and spent "
-        f"{requests} requests, {in_bytes(spent.bytes)}, {spent.eecu_seconds / 3600:.3g} EECU-hours, "
+        f"{spent.requests} requests, {in_bytes(spent.bytes)}, {spent.eecu_seconds / 3600:.3g} EECU-hours, "
         f"{in_time(forecast.spent_s)}; its pixels are not kept"
     )

@@ -18,8 +18,9 @@ import numpy as np
 
 from mmbuild.sandbox.assets import World
 from mmbuild.sandbox.graph import Context, evaluate
+from mmbuild.sandbox.picking import Pair
 from mmbuild.sandbox.pixels import compute_pixels
-from mmbuild.sandbox.raster import Grid, Pair, Pixels, Reader
+from mmbuild.sandbox.raster import Grid, Pixels, Reader
 
 # Answers kept for reuse; a shape of a whole sample at 128 px is about 1 MB.
 KEPT_BYTES = 128 * 2**20

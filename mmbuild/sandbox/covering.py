@@ -16,7 +16,8 @@ from shapely.geometry.polygon import orient
 
 from mmbuild.sandbox.geometry import LONLAT, Geometry, prepared
 from mmbuild.sandbox.images import Inside
-from mmbuild.sandbox.raster import Array, Grid, Pair, Reader
+from mmbuild.sandbox.picking import Array, Pair
+from mmbuild.sandbox.raster import Grid, Reader
 from mmbuild.sandbox.values import is_geographic, transformer
 
 # 1e-6 px: an edge this close to a pixel edge is on it, whatever the rounding of its coordinates.

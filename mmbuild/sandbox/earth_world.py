@@ -6,6 +6,7 @@ A dataset knows which images exist and on which lattice; the numbers come from e
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ def milliseconds(date: str) -> int:
     return int(datetime.fromisoformat(str(date)).replace(tzinfo=UTC).timestamp() * 1000)
 
 
-class SyntheticDataset:
+class SyntheticDataset(ABC):
     """What all synthetic datasets share: description, cache of image metadata, and reading a window in blocks."""
 
     kind: Kind = "image_collection"
@@ -56,13 +57,15 @@ class SyntheticDataset:
         successor = {"deprecated": True, "successor": self.spec["successor"]} if "successor" in self.spec else {}
         return {**told, **original, **successor, "attribution": ATTRIBUTION}
 
+    @abstractmethod
     def images(
         self, *, bounds: Bounds | None = None, start_ms: int | None = None, end_ms: int | None = None
     ) -> Sequence[ImageInfo]:
-        raise NotImplementedError
+        """See `assets.Dataset`."""
 
+    @abstractmethod
     def image(self, index: str) -> ImageInfo:
-        raise NotImplementedError
+        """See `assets.Dataset`."""
 
     def features(self) -> Sequence[tuple[Any, Mapping[str, Any]]]:
         return []

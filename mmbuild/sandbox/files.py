@@ -21,7 +21,8 @@ from rasterio.transform import Affine
 
 from mmbuild.sandbox.encode import planar_feature_json
 from mmbuild.sandbox.images import Band
-from mmbuild.sandbox.raster import Grid, Pair
+from mmbuild.sandbox.picking import Pair
+from mmbuild.sandbox.raster import Grid
 from mmbuild.sandbox.values import EarthEngineError, Feature, crs_object
 
 Layer = tuple[Band, Grid]

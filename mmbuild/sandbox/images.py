@@ -16,7 +16,8 @@ import shapely
 
 from mmbuild.sandbox.assets import BandInfo, Dataset, ImageInfo
 from mmbuild.sandbox.geometry import Geometry, prepared
-from mmbuild.sandbox.raster import Constant, Grid, Pair, Pixels, Reader, Stored
+from mmbuild.sandbox.picking import Pair
+from mmbuild.sandbox.raster import Constant, Grid, Pixels, Reader, Stored
 from mmbuild.sandbox.values import EarthEngineError, PixelType, Projection, pixel_type
 
 # What composites and constants have for want of a better one: one degree in EPSG:4326.

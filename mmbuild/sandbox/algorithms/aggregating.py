@@ -12,20 +12,8 @@ from mmbuild.sandbox.covering import in_pixels, near, seen, touched
 from mmbuild.sandbox.geometry import Geometry
 from mmbuild.sandbox.graph import Context, algorithm
 from mmbuild.sandbox.images import Band, Image, Inside
-from mmbuild.sandbox.raster import (
-    Array,
-    Fetch,
-    Grid,
-    Pair,
-    Pixels,
-    Reader,
-    coarser,
-    gather,
-    indices,
-    lattice_offset,
-    on_lattice,
-    positions,
-)
+from mmbuild.sandbox.picking import Array, Fetch, Pair, gather, indices
+from mmbuild.sandbox.raster import Grid, Pixels, Reader, coarser, lattice_offset, on_lattice, positions
 from mmbuild.sandbox.reducers import Reducer
 from mmbuild.sandbox.values import Collection, EarthEngineError, PixelType, Projection
 

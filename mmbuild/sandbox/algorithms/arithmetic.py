@@ -12,7 +12,8 @@ import numpy as np
 from mmbuild.sandbox.algorithms.bands import CASTS, cast_values
 from mmbuild.sandbox.graph import Context, algorithm
 from mmbuild.sandbox.images import Band, Image, default_projection, pixelwise, within_edges
-from mmbuild.sandbox.raster import Local, Pair
+from mmbuild.sandbox.picking import Pair
+from mmbuild.sandbox.raster import Local
 from mmbuild.sandbox.values import EarthEngineError, PixelType
 
 Typing = Callable[..., PixelType]

@@ -14,7 +14,8 @@ from mmbuild.sandbox.algorithms.terrain import degree_lengths_m, zone_area_m2
 from mmbuild.sandbox.assets import find_image
 from mmbuild.sandbox.graph import Context, algorithm
 from mmbuild.sandbox.images import Band, Image, constant_image, default_projection, within_edges
-from mmbuild.sandbox.raster import Grid, Local, Pair, Reader, positions
+from mmbuild.sandbox.picking import Pair
+from mmbuild.sandbox.raster import Grid, Local, Reader, positions
 from mmbuild.sandbox.values import EarthEngineError, PixelType, Projection, is_geographic, pixel_type
 
 # Earth Engine's cast names and the numpy types they clamp to.

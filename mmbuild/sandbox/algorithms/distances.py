@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from mmbuild.sandbox.graph import Context, algorithm
 from mmbuild.sandbox.images import Band, Image, default_projection
-from mmbuild.sandbox.raster import MAX_WINDOW_PIXELS, Array, Grid, Local, Pair, Pixels, Reader
+from mmbuild.sandbox.picking import MAX_WINDOW_PIXELS, Array, Pair
+from mmbuild.sandbox.raster import Grid, Local, Pixels, Reader
 from mmbuild.sandbox.values import EarthEngineError, PixelType
 
 # Distance from how far away the nearest pixel of a column is in rows, and that column is in columns.

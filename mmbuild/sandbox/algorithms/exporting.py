@@ -15,7 +15,8 @@ from mmbuild.sandbox.algorithms.regions import region_grid
 from mmbuild.sandbox.geometry import Geometry, rectangle
 from mmbuild.sandbox.graph import Context, algorithm
 from mmbuild.sandbox.images import Band, Image
-from mmbuild.sandbox.raster import Grid, Pair, Pixels, Reader, Reprojected, indices, lattice_offset, positions
+from mmbuild.sandbox.picking import Pair, indices
+from mmbuild.sandbox.raster import Grid, Pixels, Reader, Reprojected, lattice_offset, positions
 from mmbuild.sandbox.values import EarthEngineError, Projection
 
 NAME = "Image.clipToBoundsAndScale"

@@ -16,7 +16,8 @@ from mmbuild.sandbox.covering import Covered
 from mmbuild.sandbox.geometry import Geometry
 from mmbuild.sandbox.graph import Context, algorithm
 from mmbuild.sandbox.images import Band, Image, Inside, constant_image
-from mmbuild.sandbox.raster import Local, Pair
+from mmbuild.sandbox.picking import Pair
+from mmbuild.sandbox.raster import Local
 from mmbuild.sandbox.values import EarthEngineError, PixelType
 
 MASK_TYPE = PixelType("float", 0.0, 1.0)

@@ -15,7 +15,8 @@ import numpy as np
 from mmbuild.sandbox.algorithms.words import Word, Words
 from mmbuild.sandbox.graph import Context, algorithm
 from mmbuild.sandbox.images import Band, Image, constant_image, default_projection
-from mmbuild.sandbox.raster import Local, Pair
+from mmbuild.sandbox.picking import Pair
+from mmbuild.sandbox.raster import Local
 from mmbuild.sandbox.values import EarthEngineError, Function
 
 NAME = "Image.parseExpression"

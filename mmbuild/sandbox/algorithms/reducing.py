@@ -15,7 +15,8 @@ from mmbuild.sandbox.algorithms.collections import images_of
 from mmbuild.sandbox.geometry import Geometry
 from mmbuild.sandbox.graph import Context, algorithm
 from mmbuild.sandbox.images import Band, Image
-from mmbuild.sandbox.raster import Array, Grid, Pair, Pixels, Reader, together
+from mmbuild.sandbox.picking import Array, Pair
+from mmbuild.sandbox.raster import Grid, Pixels, Reader, together
 from mmbuild.sandbox.reducers import Reducer
 from mmbuild.sandbox.values import Collection, EarthEngineError, PixelType
 

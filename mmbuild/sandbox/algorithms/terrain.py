@@ -10,19 +10,8 @@ import numpy as np
 
 from mmbuild.sandbox.graph import Context, algorithm
 from mmbuild.sandbox.images import Band, Image
-from mmbuild.sandbox.raster import (
-    Array,
-    Grid,
-    Local,
-    Pair,
-    Pixels,
-    Reader,
-    coarser,
-    gather,
-    indices,
-    level_of,
-    positions,
-)
+from mmbuild.sandbox.picking import Array, Pair, gather, indices
+from mmbuild.sandbox.raster import Grid, Local, Pixels, Reader, coarser, level_of, positions
 from mmbuild.sandbox.values import EarthEngineError, PixelType, Projection, is_geographic
 
 # WGS 84: equatorial radius in metres and squared eccentricity.
