@@ -6,7 +6,6 @@ retries what failed, and rewrites nothing that is good.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 import json
@@ -21,9 +20,9 @@ from typing import Any
 
 import yaml
 
-from mmbuild.catalog import write_catalog
 from mmbuild.cube import Corpus, layouts, open_corpus, put_if_changed
 from mmbuild.errors import QuotaStop, UserError
+from mmbuild.finish import finish
 from mmbuild.governor import Governor
 from mmbuild.modality import Modality
 from mmbuild.plan import locate, slots_of_shard
@@ -31,12 +30,10 @@ from mmbuild.recipe import Recipe, load_recipe
 from mmbuild.records import committed_shards, read_record, record_key
 from mmbuild.shard import ShardResult
 from mmbuild.sources import SourceSpec, Usage, kind_of, open_source
-from mmbuild.splits import split_corpus
-from mmbuild.stats import compute
 from mmbuild.store import Store, open_store
 from mmbuild.threads import Crew, Task, Threads, Work
 from mmbuild.throttle import Budget, Gate, Spending
-from mmbuild.tree import root_attributes, root_table, write_tree
+from mmbuild.tree import write_tree
 
 OnStep = Callable[[str], None]
 # Rows of locations that are decoded together; some 10 MB.
@@ -344,40 +341,6 @@ def _crew(
 
 
 # -- after the shards ---------------------------------------------------------------------------------------------
-
-
-def finish(corpus: Corpus, *, step: OnStep = lambda name: None, again: bool = False) -> None:
-    """Split, statistics and catalogue of what is stored now; skipped when they are already those of these records.
-
-    The collection is written last and names the records it was made from, so an interrupted finish is seen.
-    """
-    records = _records_digest(corpus.store)
-    if not again and _finished(corpus.store) == records:
-        return
-    splits = split_corpus(corpus)
-    step("split")
-    write_tree(corpus.store, corpus.layouts, corpus.n_slots, root_table(corpus, splits), root_attributes(corpus))
-    step("coordinates")
-    statistics = compute(corpus, splits)
-    step("stats")
-    write_catalog(corpus, splits, statistics, records=records)
-    step("catalogued")
-
-
-def _records_digest(store: Store) -> str:
-    """One digest over all commit records."""
-    total = hashlib.sha256()
-    for shard in committed_shards(store):
-        total.update(hashlib.sha256(store.get(record_key(shard))).digest())
-    return total.hexdigest()
-
-
-def _finished(store: Store) -> str | None:
-    """The records that the catalogue here was made from."""
-    if not store.exists("collection.json"):
-        return None
-    digest: str | None = json.loads(store.get("collection.json")).get("mmbuild:records")
-    return digest
 
 
 def _write_ledger(store: Store, report: BuildReport, started: datetime) -> None:

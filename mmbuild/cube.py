@@ -145,13 +145,16 @@ def open_corpus(location: str | os.PathLike[str]) -> Corpus:
 
 
 class Corpus:
-    """What has been built: readers trust only its commit records."""
+    """What has been built: readers trust only its commit records.
 
-    def __init__(self, store: Store) -> None:
-        if not store.exists("recipe.lock.json"):
+    lock: of a corpus that is being made and has none on disk yet.
+    """
+
+    def __init__(self, store: Store, lock: dict[str, Any] | None = None) -> None:
+        if lock is None and not store.exists("recipe.lock.json"):
             raise UserError("there is no corpus here", store.url, "build one: mmbuild build RECIPE OUT")
         self.store = store
-        self.lock: dict[str, Any] = json.loads(store.get("recipe.lock.json"))
+        self.lock: dict[str, Any] = lock or json.loads(store.get("recipe.lock.json"))
         definitions = {name: Modality.model_validate(data) for name, data in self.lock["modalities"].items()}
         self.recipe = recipe_from_resolved(self.lock["recipe"], definitions)
         self.modalities = self.recipe.modality_defs

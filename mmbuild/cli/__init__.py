@@ -253,8 +253,8 @@ def catalog(out: OutArg) -> None:
 
 
 def _finish(out: str) -> None:
-    from mmbuild.build import finish
     from mmbuild.cube import open_corpus
+    from mmbuild.finish import finish
 
     # Opened once to know that there is one (a lease makes folders), and again when nobody else can change it.
     with open_corpus(out).store.lease("runs/lease"):
