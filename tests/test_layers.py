@@ -24,7 +24,7 @@ PACKAGE = ROOT / "mmbuild"
 # `choose` reads the rules of a recipe, and `build` calls split, stats and catalogue when the shards are done.
 LAYERS = (
     {"errors"},
-    {"yamlfile", "store", "times"},
+    {"yamlfile", "store", "times", "published"},
     {"explain", "grid", "records"},
     {"modality"},
     {"recipe", "throttle"},
