@@ -102,7 +102,9 @@ def _sampler(recipe: Recipe, regions: Callable[[str], gpd.GeoDataFrame] | None) 
             return spec, read_polygons(recipe.file(spec.ecoregions))
         assert regions is not None, "a table of polygons is asked of a source"
         return spec, regions(spec.ecoregions)
-    return spec.model_copy(update={"file": str(recipe.file(spec.file))}), None
+    files = {key: getattr(spec, key, None) for key in ("file", "cities")}
+    found = {key: str(recipe.file(name)) for key, name in files.items() if name is not None and name in recipe.files}
+    return spec.model_copy(update=found), None
 
 
 def count_places(recipe: Recipe) -> int:

@@ -62,15 +62,30 @@ def bases() -> list[dict[str, Any]]:
     """Valid recipes that together write every key of the schema."""
     rest = {"years": [2019, 2020], "max_cloud": 40.0, "min_clear": 0.5, "required": True}
     points = {"kind": "points", "file": "places.csv", "date_column": "date", "id_column": "id"}
-    biome = {"kind": "biome", "ecoregions": "RESOLVE/ECOREGIONS/2017", "biomes": [1, 4], "exclude": ["Rock and Ice"]}
+    biome = {
+        "kind": "biome", "ecoregions": "RESOLVE/ECOREGIONS/2017", "biomes": [1, 4], "exclude": ["Rock and Ice"],
+        "allocation": "divisor", "areas": "polygons", "points": "counter",
+    }  # fmt: skip
+    cities = {
+        "kind": "cities", "cities": "cities.csv", "keep": "large", "top": 100, "weights": "population", "std_km": 20.0,
+        "offset": "metres", "overlap": "refuse",
+    }  # fmt: skip
     utm = {"kind": "utm", "gsd": 10.0, "size": 64}
     one, several = {"modality": "sentinel2_l2a"}, {"one_of": ["sentinel2_l1c", "sentinel2_l2a"]}
-    tiles = _base({"kind": "area", "file": "area.geojson"}, {"kind": "webmercator", "zoom": 14, "size": 64}, one | rest)
-    del tiles["modalities"]["sentinel2_l2a"]["gsd"]
+    tiled = [
+        {"kind": "area", "file": "area.geojson"},
+        {"kind": "xyz", "file": "area.geojson", "covered_by": "sentinel2_l2a"},
+        {"kind": "xyz", "tiles": ["9/135/204"]},
+        {"kind": "xyz", "states": ["Georgia"]},
+    ]
+    webmercator = [_base(s, {"kind": "webmercator", "zoom": 14, "size": 64}, one | rest) for s in tiled]
+    for recipe in webmercator:
+        del recipe["modalities"]["sentinel2_l2a"]["gsd"]
     return [
         _base(points, utm, several | rest | {"pick": "nearest", "max_days": 5.0}),
-        tiles,
         _base(biome, utm, one | rest | {"pick": "random"}),
+        _base(cities, utm, one | rest),
+        *webmercator,
     ]
 
 
@@ -78,6 +93,7 @@ def write_neighbours(folder: Path) -> None:
     """The files that the base recipes name."""
     (folder / "base.yaml").write_text("seed: 0\n")
     (folder / "places.csv").write_text(PLACES)
+    (folder / "cities.csv").write_text("name,lon,lat,population,large\nAt,10.0,50.0,1000,1\n")
     (folder / "area.geojson").write_text('{"type": "FeatureCollection", "features": []}')
     (folder / "archive.yaml").write_text("{}")
 

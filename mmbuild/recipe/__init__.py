@@ -16,10 +16,7 @@ from mmbuild.modality import Modality, load_modalities
 from mmbuild.recipe.checks import check_files, check_modalities, check_together
 from mmbuild.recipe.models import (
     Anchor,
-    AreaSampler,
-    BiomeSampler,
     ModalityUse,
-    PointsSampler,
     Recipe,
     Source,
     Splits,
@@ -29,12 +26,14 @@ from mmbuild.recipe.models import (
     bare_uses,
     named_source,
 )
+from mmbuild.recipe.places import AreaSampler, BiomeSampler, CitiesSampler, PointsSampler, XyzSampler
 from mmbuild.yamlfile import Document, Key, merge, parse_value, read_yaml
 
 __all__ = [
     "Anchor",
     "AreaSampler",
     "BiomeSampler",
+    "CitiesSampler",
     "ModalityUse",
     "PointsSampler",
     "Recipe",
@@ -43,6 +42,7 @@ __all__ = [
     "Store",
     "UtmGrid",
     "WebmercatorGrid",
+    "XyzSampler",
     "known_recipes",
     "load_recipe",
     "recipe_from_resolved",

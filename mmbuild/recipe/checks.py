@@ -14,7 +14,8 @@ from typing import Any
 from mmbuild.explain import Problem, suggest
 from mmbuild.grid import LATTICE_M, at_gsd, box_from_corner
 from mmbuild.modality import Modality
-from mmbuild.recipe.models import FILE_KEYS, Recipe
+from mmbuild.recipe.models import FILE_KEYS, Recipe, WebmercatorGrid
+from mmbuild.recipe.places import CITY_LISTS, CitiesSampler, XyzSampler
 from mmbuild.yamlfile import Document, Key
 
 # A shard is held in memory by one task and is one object on disk (design rule 1).
@@ -23,6 +24,9 @@ SMALLEST_SHARD = 8
 # Beyond this a UTM chip is no longer "local": scale and north differ visibly across it.
 LARGEST_CHIP_M = 100_000.0
 VECTOR_FILES = (".geojson", ".json", ".gpkg", ".shp", ".parquet", ".fgb", ".zip")
+TABLE_FILES = (".csv", ".tsv", ".txt")
+# Keys whose value is a file when it ends like one, and otherwise the name of something known.
+NAME_OR_FILE = {"ecoregions": VECTOR_FILES, "cities": TABLE_FILES}
 SHAPEFILE_PARTS = (".shp", ".shx", ".dbf", ".prj", ".cpg")
 # ``sandbox`` is the earthengine source over the offline Earth Engine, so modalities keep one block for both.
 SOURCE_BLOCKS = {"sandbox": "earthengine"}
@@ -46,7 +50,7 @@ def check_modalities(recipe: Recipe) -> Iterator[Problem]:
             elif use.bands and band in use.bands[:index]:
                 yield Problem(key=key, value=band, reason="is named twice", fix="name each band once")
         yield from _source_problems(recipe, known[name])
-    for key, name in _anchor_names(recipe):
+    for key, name in _named(recipe):
         if name not in recipe.modalities:
             fix = f"add it to modalities, or {suggest(name, list(recipe.modalities))}"
             yield Problem(key=key, value=name, reason="is not among this recipe's modalities", fix=fix)
@@ -57,6 +61,13 @@ def _anchor_names(recipe: Recipe) -> Iterator[tuple[Key, str]]:
         yield ("anchor", "modality"), recipe.anchor.modality
     for index, name in enumerate(recipe.anchor.one_of or ()):
         yield ("anchor", "one_of", index), name
+
+
+def _named(recipe: Recipe) -> Iterator[tuple[Key, str]]:
+    """Every place outside ``modalities`` that names one of them."""
+    yield from _anchor_names(recipe)
+    if isinstance(recipe.sampler, XyzSampler) and recipe.sampler.covered_by is not None:
+        yield ("sampler", "covered_by"), recipe.sampler.covered_by
 
 
 def _source_problems(recipe: Recipe, modality: Modality) -> Iterator[Problem]:
@@ -76,7 +87,7 @@ def _source_problems(recipe: Recipe, modality: Modality) -> Iterator[Problem]:
 
 def check_together(recipe: Recipe) -> list[Problem]:
     """Faults between keys, once every name is known."""
-    checks = (_samples, _chip, _anchor, _uses, _lattice)
+    checks = (_samples, _tiles, _cities, _chip, _anchor, _uses, _lattice)
     found = [problem for check in checks for problem in check(recipe)]
     return found or list(_shard(recipe))
 
@@ -85,6 +96,34 @@ def _samples(recipe: Recipe) -> Iterator[Problem]:
     if recipe.samples is None and recipe.sampler.kind != "points":
         reason = f"is missing: a sampler of kind {recipe.sampler.kind} has no end of its own"
         yield Problem(key=("samples",), reason=reason, fix="add it, such as samples: 64")
+
+
+def _tiles(recipe: Recipe) -> Iterator[Problem]:
+    if not isinstance(recipe.sampler, XyzSampler):
+        return
+    if not isinstance(recipe.grid, WebmercatorGrid):
+        fix = "use a grid of kind webmercator, or a sampler of kind area"
+        yield Problem(
+            key=("grid", "kind"), value=recipe.grid.kind, reason="has no tiles, which the sampler xyz draws", fix=fix
+        )
+        return
+    for index, tile in enumerate(recipe.sampler.tiles or ()):
+        if int(tile.split("/")[0]) > recipe.grid.zoom:
+            reason = f"is smaller than the tiles of the grid, whose zoom is {recipe.grid.zoom}"
+            fix = "name a tile of a lower zoom, or raise grid.zoom"
+            yield Problem(key=("sampler", "tiles", index), value=tile, reason=reason, fix=fix)
+
+
+def _cities(recipe: Recipe) -> Iterator[Problem]:
+    if not isinstance(recipe.sampler, CitiesSampler):
+        return
+    name = recipe.sampler.cities
+    if name not in CITY_LISTS and not name.lower().endswith(TABLE_FILES):
+        fix = f"use {' or '.join(CITY_LISTS)}, or a file that ends in {', '.join(TABLE_FILES)}"
+        yield Problem(key=("sampler", "cities"), value=name, reason="is no known list of cities", fix=fix)
+    if recipe.sampler.keep is not None and name == "geonames":
+        reason, fix = "the list geonames has no columns to choose by", "remove it, or name another list"
+        yield Problem(key=("sampler", "keep"), value=recipe.sampler.keep, reason=reason, fix=fix)
 
 
 def _chip(recipe: Recipe) -> Iterator[Problem]:
@@ -170,7 +209,7 @@ def named_files(data: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
     """Keys of a recipe whose values are files, with the path as written."""
     for section, name in FILE_KEYS:
         written = (data.get(section) or {}).get(name)
-        if written is not None and (name != "ecoregions" or str(written).lower().endswith(VECTOR_FILES)):
+        if written is not None and str(written).lower().endswith(NAME_OR_FILE.get(name, "")):
             yield (section, name), written
 
 

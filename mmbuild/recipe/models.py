@@ -8,24 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from mmbuild.explain import Problem, cross_error
 from mmbuild.grid import MERCATOR_EDGE_M
 from mmbuild.modality import NAME, Modality
+from mmbuild.recipe.places import Sampler, Strict, Text
 
-# Where a recipe names files: (section, key). An ecoregions value is a file only when it looks like one.
-FILE_KEYS = (("sampler", "file"), ("sampler", "ecoregions"), ("source", "archive"))
+# Where a recipe names files: (section, key). A value of ecoregions or cities is a file only when it looks like one.
+FILE_KEYS = (("sampler", "file"), ("sampler", "ecoregions"), ("sampler", "cities"), ("source", "archive"))
 
-Text = Annotated[str, Field(min_length=1)]
 ModalityName = Annotated[str, Field(pattern=NAME)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class UtmGrid(_Strict):
+class UtmGrid(Strict):
     """Square chips in the UTM zone of their centre, on the Sentinel-2 lattice."""
 
     kind: Literal["utm"]
@@ -33,7 +29,7 @@ class UtmGrid(_Strict):
     size: int = Field(ge=1, le=4096, description="pixels along a side; chips are usually 64 to 264 px")
 
 
-class WebmercatorGrid(_Strict):
+class WebmercatorGrid(Strict):
     """Exact XYZ tiles of web maps."""
 
     kind: Literal["webmercator"]
@@ -41,36 +37,7 @@ class WebmercatorGrid(_Strict):
     size: int = Field(256, ge=1, le=4096, description="pixels along a side; tiles are usually 256 or 512 px")
 
 
-class PointsSampler(_Strict):
-    """The places of a table, in its order."""
-
-    kind: Literal["points"]
-    file: Text = Field(description="CSV, GeoJSON or Parquet file of places, relative to the recipe")
-    date_column: Text | None = Field(None, description="column with each place's own date")
-    id_column: Text | None = Field(None, description="column with each place's name")
-
-
-class AreaSampler(_Strict):
-    """Places drawn uniformly on the sphere inside polygons."""
-
-    kind: Literal["area"]
-    file: Text = Field(description="GeoJSON, GeoPackage, Shapefile or Parquet file of polygons, relative to the recipe")
-
-
-class BiomeSampler(_Strict):
-    """Biomes in turn, their ecoregions by area, places uniform inside an ecoregion."""
-
-    kind: Literal["biome"]
-    ecoregions: Text = Field(
-        "RESOLVE/ECOREGIONS/2017", description="table asked from the source, or a file of polygons"
-    )
-    biomes: list[Annotated[int, Field(ge=1, le=14)]] | None = Field(
-        None, min_length=1, description="RESOLVE biome numbers, 1 to 14; all when left out"
-    )
-    exclude: list[Text] = Field(default_factory=list, description="names of ecoregions to leave out")
-
-
-class Anchor(_Strict):
+class Anchor(Strict):
     """The scene that gives a sample its date; all other dates follow from it."""
 
     modality: ModalityName | None = Field(None, description="the modality whose scene dates the sample")
@@ -105,7 +72,7 @@ class Anchor(_Strict):
         return self
 
 
-class ModalityUse(_Strict):
+class ModalityUse(Strict):
     """How this recipe uses a modality."""
 
     max_days: float | None = Field(None, gt=0, le=36600, description="most days between its scene and the anchor")
@@ -115,7 +82,7 @@ class ModalityUse(_Strict):
     source: ModalityName | None = Field(None, description="another source for this modality alone")
 
 
-class Source(_Strict):
+class Source(Strict):
     """Where pixels come from and how it is reached."""
 
     name: ModalityName = Field(description="earthengine or sandbox")
@@ -125,7 +92,7 @@ class Source(_Strict):
     archive_root: Text | None = Field(None, description="folder with those rasters")
 
 
-class Store(_Strict):
+class Store(Strict):
     """How the cube is cut and packed."""
 
     samples_per_shard: int = Field(32, ge=8, le=256, description="samples written together as one shard")
@@ -133,7 +100,7 @@ class Store(_Strict):
     level: int = Field(5, ge=0, le=9, description="compression level")
 
 
-class Splits(_Strict):
+class Splits(Strict):
     """Spatial blocks held out for validation and test."""
 
     val: float = Field(0.1, ge=0, le=1, description="share of blocks for validation")
@@ -161,7 +128,7 @@ def bare_uses(value: Any) -> Any:
     return {name: {} if use is None else use for name, use in value.items()}
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """What a person asks for. ``modality_defs`` are the modalities used, with their band subset, in recipe order."""
 
     extends: Text | None = Field(None, description="name or relative path of a recipe that this one changes")
@@ -171,9 +138,7 @@ class Recipe(_Strict):
     licence: Text = Field(description="licence of the corpus, SPDX where possible")
     seed: int = Field(0, ge=0, le=2**63 - 1, description="all random choices follow from it")
     samples: int | None = Field(None, ge=1, le=1_000_000_000, description="how many samples")
-    sampler: Annotated[PointsSampler | AreaSampler | BiomeSampler, Field(discriminator="kind")] = Field(
-        description="how places are chosen"
-    )
+    sampler: Annotated[Sampler, Field(discriminator="kind")] = Field(description="how places are chosen")
     grid: Annotated[UtmGrid | WebmercatorGrid, Field(discriminator="kind")] = Field(description="the chips' grid")
     anchor: Anchor = Field(description="the scene that dates a sample")
     modalities: Annotated[dict[ModalityName, ModalityUse], BeforeValidator(bare_uses)] = Field(
