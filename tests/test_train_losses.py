@@ -109,11 +109,12 @@ def two_targets(*, b_valid: bool = True) -> dict[str, tuple[torch.Tensor, torch.
     return {"a": (2 * ones, ones.bool()), "b": (3 * ones, ones.bool() if b_valid else ~ones.bool())}
 
 
-def test_uncertainty_weighting_is_exp_minus_s_times_loss_plus_s() -> None:
-    loss = MultiTaskLoss(two_tasks(), "uncertainty")
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_uncertainty_weighting_is_exp_minus_s_times_loss_plus_its_share_of_s(share: float) -> None:
+    loss = MultiTaskLoss(two_tasks(), "uncertainty", log_sigma_share=share)
     loss.log_vars.data.copy_(torch.tensor([0.5, -1.0]))
     losses = loss({"a": torch.zeros(3, 1), "b": torch.zeros(3, 1)}, two_targets(), NONE_REMOVED)
-    assert losses.total.item() == pytest.approx(math.exp(-0.5) * 4 + 0.5 + math.exp(1.0) * 9 - 1.0)
+    assert losses.total.item() == pytest.approx(math.exp(-0.5) * 4 + math.exp(1.0) * 9 + share * (0.5 - 1.0))
     assert {name: value.item() for name, value in losses.per_task.items()} == {"a": 4.0, "b": 9.0}
 
 
@@ -131,7 +132,7 @@ def test_a_task_without_a_valid_target_moves_nothing() -> None:
     losses.total.backward()
     assert losses.total.item() == 4.0
     assert loss.log_vars.grad is not None
-    assert loss.log_vars.grad.tolist() == [-3.0, 0.0]
+    assert loss.log_vars.grad.tolist() == [-3.5, 0.0]
     assert losses.counts["b"].item() == 0
 
 

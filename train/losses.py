@@ -110,16 +110,18 @@ def same_counts(counts: Tensor) -> Tensor:
 
 
 class MultiTaskLoss(nn.Module):
-    """Combine task losses: ``uncertainty`` sums exp(-s) L + s with a learned s per task, ``equal`` sums L.
+    """Combine task losses: ``uncertainty`` sums exp(-s) L + share x s with a learned s per task, ``equal`` sums L.
 
-    A task without a single valid value in the batch adds nothing (and its s is not moved).
-    Source: Kendall et al. 2018 in the form MultiMAE and MMEarth use (s = log variance, starts at 0).
+    log_sigma_share: 0.5 makes the second term log sigma, as s is the logarithm of its square; the code of MMEarth and
+    of MultiMAE adds s. A task without a single valid value in the batch adds nothing (and its s is not moved).
+    Source: MMEarth, equation 1, after Kendall et al. 2018; s starts at 0.
     """
 
-    def __init__(self, tasks: tuple[Task, ...], weighting: Weighting) -> None:
+    def __init__(self, tasks: tuple[Task, ...], weighting: Weighting, *, log_sigma_share: float = 0.5) -> None:
         super().__init__()
         self.tasks = tasks
         self.weighting = weighting
+        self.log_sigma_share = log_sigma_share
         if weighting == "uncertainty":
             self.log_vars = nn.Parameter(torch.zeros(len(tasks)))
 
@@ -140,7 +142,7 @@ class MultiTaskLoss(nn.Module):
         means = torch.stack([total for total, _ in pairs]) / counts.clamp(min=1e-9)
         means = torch.where(counts > 0, means, means * 0.0)
         if self.weighting == "uncertainty":
-            weighted = torch.exp(-self.log_vars) * means + self.log_vars
+            weighted = torch.exp(-self.log_vars) * means + self.log_sigma_share * self.log_vars
         else:
             weighted = means
         weighted = torch.where(counts > 0, weighted, weighted * 0.0)

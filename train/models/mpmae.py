@@ -1,8 +1,8 @@
 """MP-MAE: a masked ConvNeXt V2 looks at some patches of one modality and predicts what is hidden of all modalities.
 
-Tasks come from the corpus, no modality is named here. Hidden places are zero before every layer that mixes pixels; that
-equals sparse convolution for masks made of whole patches. They cost nothing in the layers that do not mix.
-``compat="reference"`` is MMEarth-train's dense model: its borders, its GRN epsilon, its scoring of missing targets.
+Tasks come from the corpus, no modality is named here. ``compat="reference"`` is MMEarth-train's dense model and
+``"reference_sparse"`` the one its published weights come from: their layers (see convnext.py), their pooling over all
+positions, their scoring of missing targets, their s in the weighted loss, and a NaN in the input spreads.
 Sources: MMEarth (Nedungadi et al. 2024), ConvNeXt V2 (Woo et al. 2023).
 
 Shapes: B samples, C channels, y x pixels, L = grid x grid patches row by row. removed: (B, L) bool, True = hidden.
@@ -10,154 +10,35 @@ Shapes: B samples, C channels, y x pixels, L = grid x grid patches row by row. r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from mmbuild.errors import UserError
 from mmbuild.stream.transforms import Field as DataField
+from train.convnext import NORM_EPS, STAGE_STRIDE, Block, Compat, ConvNeXtV2, Stem, draw_weights
 from train.losses import Losses, MultiTaskLoss, Task, Weighting, same_counts
-from train.masking import Places, removed_patches, visible_places
+from train.masking import Places, removed_patches
 
-# Depths and widths of the four stages (ConvNeXt V2, table 9; MMEarth uses atto and tiny).
-SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    "atto": ((2, 2, 6, 2), (40, 80, 160, 320)),
-    "femto": ((2, 2, 6, 2), (48, 96, 192, 384)),
-    "pico": ((2, 2, 6, 2), (64, 128, 256, 512)),
-    "nano": ((2, 2, 8, 2), (80, 160, 320, 640)),
-    "tiny": ((3, 3, 9, 3), (96, 192, 384, 768)),
-    "base": ((3, 3, 27, 3), (128, 256, 512, 1024)),
-    "large": ((3, 3, 27, 3), (192, 384, 768, 1536)),
-    "huge": ((3, 3, 27, 3), (352, 704, 1408, 2816)),
-}
-# Three 2x2 downsamplings lie between the first stage and the patch grid.
-STAGE_STRIDE = 8
-NORM_EPS = 1e-6
-GRN_EPS = 1e-6  # ConvNeXt V2
-GRN_EPS_REFERENCE = 1e-4  # MMEarth's dense model
+# The reference's decoder is dense in both of its modes.
+DECODER_GRN_EPS: dict[Compat | None, float] = {None: 1e-6, "reference": 1e-4, "reference_sparse": 1e-4}
+# What stands beside exp(-s) L in a task's weighted loss: log sigma = s / 2 (the paper's equation 1), in the code s.
+LOG_SIGMA_SHARE, LOG_SIGMA_SHARE_REFERENCE = 0.5, 1.0
 
-Compat = Literal["reference"]
-
-
-class GlobalResponseNorm(nn.Module):
-    """Rescale each channel by its share of the response over a sample's pixels; (B, V, C)."""
-
-    def __init__(self, channels: int, eps: float) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
-        self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        response = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-        share = response / (response.mean(dim=-1, keepdim=True) + self.eps)
-        return torch.addcmul(self.beta.flatten(), x, 1 + self.gamma.flatten() * share)
-
-
-class Block(nn.Module):
-    """ConvNeXt V2 block: depthwise 7x7, LayerNorm, 4x MLP with GRN, residual; (B, V, C) at ``places``."""
-
-    def __init__(self, channels: int, grn_eps: float) -> None:
-        super().__init__()
-        self.dwconv = nn.Conv2d(channels, channels, kernel_size=7, padding=3, groups=channels)
-        self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
-        self.pwconv1 = nn.Linear(channels, 4 * channels)
-        self.grn = GlobalResponseNorm(4 * channels, grn_eps)
-        self.pwconv2 = nn.Linear(4 * channels, channels)
-
-    def forward(self, x: Tensor, places: Places) -> Tensor:
-        hidden = self.norm(places.take(self.dwconv(places.put(x))))
-        hidden = self.grn(F.gelu(self.pwconv1(hidden)))
-        return x + self.pwconv2(hidden)
-
-
-class ConvNeXtV2(nn.Module):
-    """The encoder: (B, bands, y, x) -> (B, widths[-1], y / patch, x / patch).
-
-    classes: adds the final norm and a linear head for fine-tuning; pretraining has neither.
-    """
-
-    def __init__(
-        self, *, size: str, bands: int, patch: int, compat: Compat | None = None, classes: int | None = None
-    ) -> None:
-        super().__init__()
-        depths, widths = SIZES[size]
-        self.widths, self.patch, self.compat = widths, patch, compat
-        reference = compat == "reference"
-        grn_eps = GRN_EPS_REFERENCE if reference else GRN_EPS
-        stride = patch // STAGE_STRIDE
-        # The reference pads the second convolution instead of the first: equal inside, different along the border.
-        first, second = (0, stride // 2) if reference else (1, 0)
-        # Each pair is a convolution and its norm; the names are those of published weights.
-        self.initial_conv = nn.ModuleList(
-            (nn.Conv2d(bands, widths[0], kernel_size=3, padding=first), nn.LayerNorm(widths[0], eps=NORM_EPS))
-        )
-        depthwise = nn.Conv2d(widths[0], widths[0], stride, stride=stride, padding=second, groups=widths[0])
-        self.stem = nn.ModuleList((depthwise, nn.LayerNorm(widths[0], eps=NORM_EPS)))
-        self.downsample_layers = nn.ModuleList(
-            nn.ModuleList((nn.LayerNorm(a, eps=NORM_EPS), nn.Conv2d(a, b, kernel_size=2, stride=2)))
-            for a, b in pairwise(widths)
-        )
-        self.stages = nn.ModuleList(
-            nn.ModuleList(Block(width, grn_eps) for _ in range(depth))
-            for depth, width in zip(depths, widths, strict=True)
-        )
-        if classes is not None:
-            self.norm = nn.LayerNorm(widths[-1], eps=NORM_EPS)
-            self.head = nn.Linear(widths[-1], classes)
-
-    def forward(self, x: Tensor, removed: Tensor | None = None) -> Tensor:
-        """removed: patches to hide, or None to show everything. Hidden places come out as 0 (not in compat)."""
-        x = x.contiguous(memory_format=torch.channels_last)
-        grid = x.shape[2] // self.patch, x.shape[3] // self.patch
-        if removed is not None:
-            whole = visible_places(removed, grid, self.patch)
-            x = whole.put(whole.take(x))
-        if self.compat == "reference":
-            removed = None  # its dense encoder masks the input and nothing after it
-
-        def places(scale: int) -> Places:
-            if removed is None:
-                return Places(height=grid[0] * scale, width=grid[1] * scale)
-            return visible_places(removed, grid, scale)
-
-        x, here = self._stem(x, places), places(STAGE_STRIDE)
-        for i, stage in enumerate(self.stages):
-            if i:
-                norm, convolution = self.downsample_layers[i - 1]
-                before, here = here, places(STAGE_STRIDE >> i)
-                x = here.take(convolution(before.put(norm(x))))
-            for block in stage:
-                x = block(x, here)
-        return here.put(x)
-
-    def _stem(self, x: Tensor, places: Callable[[int], Places]) -> Tensor:
-        """From the masked image to the pixels of the first stage, (B, V, widths[0])."""
-        convolution, norm = self.initial_conv
-        x = convolution(x)
-        # In compat the first convolution loses its border, so that the grid is not a multiple of the patch.
-        full = Places(height=x.shape[2], width=x.shape[3]) if self.compat == "reference" else places(self.patch)
-        x = full.put(F.gelu(norm(full.take(x))))
-        depthwise, norm = self.stem
-        return norm(places(STAGE_STRIDE).take(depthwise(x)))
-
-    def features(self, x: Tensor) -> Tensor:
-        """Mean over all positions, normalised where there is a final norm; (B, widths[-1])."""
-        pooled = self.forward(x).mean(dim=(2, 3))
-        return self.norm(pooled) if hasattr(self, "norm") else pooled
+DecoderKind = Literal["shared", "separate"]
 
 
 class MPMAE(nn.Module):
-    """Encoder, one shared decoder, one linear head per task, and the multi-task loss.
+    """Encoder, decoder, one linear head per task, and the multi-task loss.
 
-    input: name of the batch entry the encoder sees; times are folded into bands. The decoder is evaluated once: the
-    reference evaluates the same block once per task on the same tensor, with the same result.
+    input: name of the batch entry the encoder sees; times are folded into bands.
+    decoder: ``shared`` is one decoder evaluated once for all tasks; ``separate`` gives each task its own, as the paper
+    says. In compat ``separate`` does what the reference's code does under that name: it evaluates one and the same
+    decoder again for every task, with the result of ``shared``.
     """
 
     def __init__(
@@ -171,32 +52,46 @@ class MPMAE(nn.Module):
         mask_ratio: float = 0.6,
         decoder_dim: int = 512,
         decoder_depth: int = 1,
+        decoder: DecoderKind = "shared",
+        stem: Stem = "overlapping",
         weighting: Weighting = "uncertainty",
         compat: Compat | None = None,
     ) -> None:
         super().__init__()
         self.input, self.patch, self.mask_ratio, self.compat = input, patch, mask_ratio, compat
         self.tasks = tuple(tasks)
-        self.encoder = ConvNeXtV2(size=size, bands=bands, patch=patch, compat=compat)
+        self.encoder = ConvNeXtV2(size=size, bands=bands, patch=patch, stem=stem, compat=compat)
         self.proj = nn.Conv2d(self.encoder.widths[-1], decoder_dim, kernel_size=1)
         self.mask_token = nn.Parameter(torch.zeros(1, decoder_dim, 1, 1))
-        grn_eps = GRN_EPS_REFERENCE if compat == "reference" else GRN_EPS
-        self.decoder = nn.ModuleList(Block(decoder_dim, grn_eps) for _ in range(decoder_depth))
+        eps = DECODER_GRN_EPS[compat]
+
+        def blocks() -> nn.ModuleList:
+            return nn.ModuleList(Block(decoder_dim, eps) for _ in range(decoder_depth))
+
+        self.one_each = decoder == "separate"
+        if self.one_each and compat is None:
+            self.decoders = nn.ModuleDict({task.name: blocks() for task in self.tasks})
+        else:
+            self.decoder = blocks()
         if any(task.level == "image" for task in self.tasks):
             self.image_norm = nn.LayerNorm(decoder_dim, eps=NORM_EPS)
         self.heads = nn.ModuleDict({task.name: nn.Linear(decoder_dim, task.outputs) for task in self.tasks})
-        self.loss = MultiTaskLoss(self.tasks, weighting)
+        share = LOG_SIGMA_SHARE_REFERENCE if compat else LOG_SIGMA_SHARE
+        self.loss = MultiTaskLoss(self.tasks, weighting, log_sigma_share=share)
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Draw every weight from ``generator``: truncated normal 0.02 for maps, 0 for biases and GRN, 1 for norms.
 
-        The reference draws convolutions with std 1 by an oversight of ConvNeXt V2's initialiser (facts 3.1).
+        In compat with the reference's spread of 1.0 where it has convolutions, pixel-level heads among them.
         """
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        traits = self.encoder.traits
+        draw_weights(self.encoder, generator, conv_std=traits.conv_std, linear_std=traits.linear_std)
+        for name, module in self.named_children():
+            if name not in ("encoder", "heads"):
+                draw_weights(module, generator, conv_std=traits.conv_std, linear_std=0.02)
+        for task in self.tasks:
+            std = traits.conv_std if task.level == "pixel" else 0.02
+            draw_weights(self.heads[task.name], generator, conv_std=std, linear_std=std)
         nn.init.normal_(self.mask_token, std=0.02, generator=generator)
 
     def masks(self, batch: Mapping[str, Any], *, seed: int, epoch: int) -> Tensor:
@@ -211,22 +106,51 @@ class MPMAE(nn.Module):
         z = self.proj(self.encoder(image, removed))
         grid = Places(height=z.shape[2], width=z.shape[3])
         z = torch.where(removed[:, :, None], self.mask_token.flatten().to(z.dtype), grid.take(z))
-        for block in self.decoder:
-            z = block(z, grid)
-        pooled = self.image_norm(z).mean(dim=1) if hasattr(self, "image_norm") else None
-        return {t.name: self.heads[t.name](z if t.level == "pixel" else pooled) for t in self.tasks}
+        predictions: dict[str, Tensor] = {}
+        for tasks, decoded in self._decode(z, grid):
+            pooled = self._pool(decoded, removed) if any(t.level == "image" for t in tasks) else None
+            predictions |= {t.name: self.heads[t.name](decoded if t.level == "pixel" else pooled) for t in tasks}
+        return predictions
+
+    def _decode(self, z: Tensor, grid: Places) -> Iterator[tuple[Sequence[Task], Tensor]]:
+        """The decoder's outputs, (B, L, decoder_dim), and the tasks that each is for."""
+
+        def run(blocks: nn.Module) -> Tensor:
+            decoded = z
+            for block in blocks.children():
+                decoded = block(decoded, grid)
+            return decoded
+
+        if not self.one_each:
+            yield self.tasks, run(self.decoder)
+            return
+        for task in self.tasks:
+            yield (task,), run(self.decoders[task.name] if hasattr(self, "decoders") else self.decoder)
+
+    def _pool(self, z: Tensor, removed: Tensor) -> Tensor:
+        """(B, decoder_dim) mean over hidden patches, as the paper says; over all in compat, or where none is hidden."""
+        z = self.image_norm(z)
+        if self.compat is not None:
+            return z.mean(dim=1)
+        counted = removed | ~removed.any(dim=1, keepdim=True)
+        weight = counted.to(z.dtype) / counted.sum(dim=1, keepdim=True)
+        return (weight[:, None] @ z)[:, 0]
 
     def forward(
         self, batch: Mapping[str, Any], removed: Tensor, mean_counts: Callable[[Tensor], Tensor] = same_counts
     ) -> Losses:
         """Losses of a loader batch; see MultiTaskLoss for ``mean_counts``."""
-        predictions = self.predict(clean_input(batch, self.input), removed)
-        targets = {t.name: _target(batch, t, scores_missing=self.compat == "reference") for t in self.tasks}
+        predictions = self.predict(self._image(batch), removed)
+        targets = {t.name: _target(batch, t, scores_missing=self.compat is not None) for t in self.tasks}
         return self.loss(predictions, targets, removed, mean_counts)
 
     def features(self, batch: Mapping[str, Any]) -> Tensor:
         """(B, width) features of whole, unmasked samples."""
-        return self.encoder.features(clean_input(batch, self.input))
+        return self.encoder.features(self._image(batch))
+
+    def _image(self, batch: Mapping[str, Any]) -> Tensor:
+        """What the encoder sees; in compat whatever stands at invalid pixels, NaN included."""
+        return clean_input(batch, self.input) if self.compat is None else fold_time(batch[self.input], "pixel")
 
 
 def fold_time(x: Tensor, level: str) -> Tensor:
@@ -269,11 +193,13 @@ class Config(BaseModel):
     )
     decoder_dim: int = Field(512, ge=8, le=8192, description="width of the decoder")
     decoder_depth: int = Field(1, ge=1, le=24, description="blocks of the decoder")
+    decoder: DecoderKind = Field("shared", description="one decoder for all tasks, or one for each")
+    stem: Stem = Field("overlapping", description="the encoder's first layers: MMEarth's, or ConvNeXt V2's original")
     weighting: Weighting = Field("uncertainty", description="how task losses are combined")
-    compat: Compat | None = Field(None, description="reference: behave as MMEarth-train's dense model does")
+    compat: Compat | None = Field(None, description="reference, reference_sparse: behave as MMEarth-train's models do")
 
 
-_PLAIN = {"size", "patch", "mask_ratio", "decoder_dim", "decoder_depth", "weighting", "compat"}
+_PLAIN = {"size", "patch", "mask_ratio", "decoder_dim", "decoder_depth", "decoder", "stem", "weighting", "compat"}
 
 
 def arguments(config: Config, fields: Mapping[str, DataField], *, input: str, tasks: Collection[str]) -> dict[str, Any]:
@@ -307,6 +233,11 @@ def _grid(config: Config, field: DataField) -> int:
     if not field.is_pixel or field.is_categorical:
         raise UserError(f"model.input: {field.name} is not a raster of measurements", fix="name one that is")
     side = field.shape[-1]
+    if config.compat == "reference" and config.patch == STAGE_STRIDE:
+        raise UserError(
+            f"model.compat: at patch {STAGE_STRIDE} the reference's dense model loses its border, no mask fits",
+            fix="use compat: reference_sparse, or leave it out",
+        )
     if side % config.patch:
         raise UserError(
             f"model.patch: {config.patch} does not divide the {side} pixels of {field.name} after the crop",
