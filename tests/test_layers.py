@@ -30,7 +30,7 @@ LAYERS = (
     {"recipe", "throttle"},
     {"choose", "governor"},
     {"align", "cube", "samplers", "sandbox"},
-    {"sources", "commit", "tree"},
+    {"sources", "commit", "tree", "foreign"},
     {"plan"},
     {"stats", "splits"},
     {"catalog", "audit", "verify", "export", "report", "stream", "shard", "status"},

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from mmbuild.cli import sandbox
+from mmbuild.cli.exports import export
 from mmbuild.cli.options import (
     INTERRUPTED,
     ArchiveOption,
@@ -51,6 +52,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 app.add_typer(sandbox.app, name="sandbox")
+app.command()(export)
 
 
 def main() -> None:
