@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from mmbuild import choose, shard
+from mmbuild import anchors, choose, shard
 from mmbuild.choose import Choice, Sample, Scene
 from mmbuild.cube import layouts
 from mmbuild.plan import locate, samples_of
@@ -131,9 +131,11 @@ def _chosen(recipe: Recipe, source: Source, samples: Sequence[Sample]) -> list[t
     for scene in source.search(first, {sample.slot: shard.asks_of(recipe, sample) for sample in first}):
         scenes[scene.slot].append(scene)
     for sample in first:
-        ranked = choose.rank_anchors(sample, scenes[sample.slot], recipe)
+        step = anchors.steps(sample, recipe)[0]
+        ranked = anchors.rank_anchors(sample, step, scenes[sample.slot], recipe)
         if ranked:
-            found.append((sample, dict(choose.choose_all(sample, ranked[0], scenes[sample.slot], recipe, clear=1.0))))
+            anchored = choose.Anchored(step=step, scene=ranked[0], clear=1.0)
+            found.append((sample, choose.choose_all(sample, anchored, scenes[sample.slot], recipe)))
     return found
 
 

@@ -5,9 +5,8 @@ It reads no pixels and asks nobody; given the same samples, scenes and clear fra
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -15,12 +14,9 @@ from odc.geo.geobox import GeoBox
 
 from mmbuild.grid import at_gsd, box_from_corner
 from mmbuild.modality import Modality
-from mmbuild.recipe import Anchor, Recipe
-from mmbuild.times import month_start, window_around, year_window
+from mmbuild.recipe import Recipe
+from mmbuild.times import month_start, year_window
 
-# How many candidates are screened for clear pixels in each round before a place is given up: a few first
-# (most acceptable granules pass), then one bigger round, so that a shard needs two metadata requests at most.
-SCREEN_ROUNDS = (2, 6)
 ONE_PASS_S = 60.0
 
 
@@ -63,10 +59,36 @@ class Scene:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Step:
+    """One time step of a sample: the half-open window in which its anchor may lie, and the date it should be near."""
+
+    time: int
+    window: tuple[datetime, datetime]
+    target: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anchored:
+    """The anchor of a step with its clear fraction; without a scene, the status and reason that say why."""
+
+    step: Step
+    scene: Scene | None = None
+    clear: float | None = None
+    status: str = "no_data"
+    reason: str = ""
+
+    @property
+    def when(self) -> datetime | None:
+        """The moment that the other modalities of the step are looked for around."""
+        return self.step.target if self.scene is None else self.scene.time
+
+
+@dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What one modality of one sample is made of; no scenes means there is none, and ``reason`` says why."""
+    """What one modality of one sample at one step is made of; without scenes there is none: ``reason`` says why."""
 
     modality: str
+    time: int = 0
     scenes: tuple[Scene, ...] = ()
     when: datetime | None = None
     window: tuple[datetime, datetime] | None = None
@@ -76,132 +98,55 @@ class Choice:
     reason: str = ""
 
 
-def draw(seed: int, *key: object) -> float:
-    """A number in [0, 1) that depends on the key alone: the same in any process, in any order."""
-    digest = hashlib.sha256("|".join(map(str, (seed, *key))).encode()).digest()
-    return int.from_bytes(digest[:8], "little") / 2**64
+def key_of(modality: str, time: int, times: int) -> str:
+    """What a chip of a sample is called: its modality, and where that has several time steps its step."""
+    return modality if times == 1 else f"{modality}.{time}"
 
 
-def anchor_year(seed: int, slot: int, alternate: int, years: Sequence[int]) -> int | None:
-    """The year in which a sample's anchor is looked for."""
-    return years[int(draw(seed, slot, alternate, "year") * len(years))] if years else None
-
-
-def anchor_window(sample: Sample, anchor: Anchor) -> tuple[datetime, datetime]:
-    """Half-open interval in which the anchor may lie: around the sample's own date, or its year."""
-    if sample.date is not None and anchor.max_days is not None:
-        return window_around(sample.date, anchor.max_days)
-    if sample.anchor_year is not None:
-        return year_window(sample.anchor_year)
-    assert sample.date is not None, "the planner gives every sample a date or a year"
-    return year_window(sample.date.year)
-
-
-def rank_anchors(sample: Sample, scenes: Iterable[Scene], recipe: Recipe) -> list[Scene]:
-    """Candidate anchors, best first.
-
-    Products of ``one_of`` are tried in an order drawn for the sample; inside a product, scenes on the sample's
-    own CRS come first, then the recipe's rule (random, least cloudy, nearest) decides, and the id breaks ties.
-    """
-    products = list(recipe.anchor.products)
-    products.sort(key=lambda name: draw(recipe.seed, sample.slot, sample.alternate, "product", name))
-    window = anchor_window(sample, recipe.anchor)
-    limit = recipe.anchor.max_cloud
-    fit = [
-        scene
-        for scene in scenes
-        if scene.slot == sample.slot
-        and scene.modality in products
-        and scene.time is not None
-        and window[0] <= scene.time < window[1]
-        and (limit is None or scene.cloud is None or scene.cloud <= limit)
-    ]
-
-    def rank(scene: Scene) -> tuple[Any, ...]:
-        return (
-            products.index(scene.modality),
-            scene.epsg != sample.epsg,
-            *_rule(scene, sample, recipe),
-            scene.scene_id,
-        )
-
-    return sorted(fit, key=rank)
-
-
-def _rule(scene: Scene, sample: Sample, recipe: Recipe) -> tuple[float, ...]:
-    match recipe.anchor.pick:
-        case "random":
-            return (draw(recipe.seed, sample.slot, sample.alternate, scene.scene_id),)
-        case "least_cloudy":
-            return (scene.cloud if scene.cloud is not None else 100.0, _distance(scene, sample.date))
-        case _:
-            return (_distance(scene, sample.date),)
-
-
-def _distance(scene: Scene, when: datetime | None) -> float:
-    if scene.time is None or when is None:
-        return 0.0
-    return abs((scene.time - when).total_seconds())
-
-
-def accept(ranked: Sequence[Scene], clear: Mapping[str, float | None], min_clear: float | None) -> Scene | None:
-    """The first ranked scene that is clear enough; scenes not screened yet (absent from ``clear``) do not count."""
-    for scene in ranked:
-        if min_clear is None:
-            return scene
-        fraction = clear.get(scene.scene_id)
-        if fraction is not None and fraction >= min_clear:
-            return scene
-    return None
-
-
-def why_no_anchor(ranked: Sequence[Scene], clear: Mapping[str, float | None], anchor: Anchor) -> tuple[str, str]:
-    """Status and reason of a sample whose anchor could not be chosen."""
-    names = " or ".join(anchor.products)
-    if not ranked:
-        cloud = "" if anchor.max_cloud is None else f" with at most {anchor.max_cloud:g} % cloud"
-        return "no_data", f"no {names} scene covers the sample{cloud}"
-    seen = [fraction for scene in ranked if (fraction := clear.get(scene.scene_id)) is not None]
-    best = f"the clearest has {max(seen):.2f}" if seen else "none has valid pixels"
-    return (
-        "rejected",
-        f"{len(clear)} of {len(ranked)} {names} scenes screened, {best}, {anchor.min_clear:g} is asked",
-    )
-
-
-def choose_all(
-    sample: Sample,
-    anchor: Scene | None,
-    scenes: Iterable[Scene],
-    recipe: Recipe,
-    *,
-    clear: float | None = None,
+def choose_steps(
+    sample: Sample, anchors: Sequence[Anchored], scenes: Sequence[Scene], recipe: Recipe
 ) -> dict[str, Choice]:
-    """The choice for every modality of the recipe, given the anchor scene (None: none was needed or found)."""
+    """The choice for every chip of a sample, by ``key_of``: modalities in recipe order, then their steps.
+
+    What has one step in a sample of several goes by the first step that has an anchor.
+    """
+    each = [choose_all(sample, anchored, scenes, recipe) for anchored in anchors]
+    lead = next((i for i, anchored in enumerate(anchors) if anchored.scene is not None), 0)
+    found = {}
+    for name in recipe.modality_defs:
+        times = recipe.steps_of(name)
+        for time in range(times):
+            found[key_of(name, time, times)] = replace(each[time if times > 1 else lead][name], time=time)
+    return found
+
+
+def choose_all(sample: Sample, anchored: Anchored, scenes: Iterable[Scene], recipe: Recipe) -> dict[str, Choice]:
+    """The choice for every modality of the recipe at one step."""
     own: dict[str, list[Scene]] = {name: [] for name in recipe.modality_defs}
     for scene in scenes:
         if scene.slot == sample.slot and scene.modality in own:
             own[scene.modality].append(scene)
-    when = anchor.time if anchor is not None else sample.date
     chosen: dict[str, Choice] = {}
     for name, modality in recipe.modality_defs.items():
         if name in recipe.anchor.products:
-            chosen[name] = _anchor_choice(name, anchor, clear, sample)
+            chosen[name] = _anchor_choice(name, anchored)
         elif modality.same_scene_as is None:
-            chosen[name] = _follow(modality, own[name], when, sample, recipe)
+            chosen[name] = _follow(modality, own[name], anchored, sample, recipe)
     for name, modality in recipe.modality_defs.items():
         if modality.same_scene_as is not None:
             chosen[name] = _companion(modality, chosen.get(modality.same_scene_as), own[name])
     return {name: chosen[name] for name in recipe.modality_defs}
 
 
-def _anchor_choice(name: str, anchor: Scene | None, clear: float | None, sample: Sample) -> Choice:
+def _anchor_choice(name: str, anchored: Anchored) -> Choice:
+    anchor, target = anchored.scene, anchored.step.target
     if anchor is None:
-        return Choice(modality=name, status="no_data", reason=f"no {name} scene in the anchor window")
+        reason = anchored.reason or f"no {name} scene in the anchor window"
+        return Choice(modality=name, status=anchored.status, reason=reason)
     if name != anchor.modality:
         return Choice(modality=name, status="not_asked", reason=f"the anchor of this sample is {anchor.modality}")
-    delta = None if sample.date is None or anchor.time is None else _days(anchor.time, sample.date)
-    return Choice(modality=name, scenes=(anchor,), when=anchor.time, delta_days=delta or 0.0, clear_fraction=clear)
+    delta = 0.0 if target is None or anchor.time is None else _days(anchor.time, target)
+    return Choice(modality=name, scenes=(anchor,), when=anchor.time, delta_days=delta, clear_fraction=anchored.clear)
 
 
 def _companion(modality: Modality, host: Choice | None, own: Sequence[Scene]) -> Choice:
@@ -221,7 +166,8 @@ def scene_index(scene: Scene) -> str:
     return scene.scene_id.rsplit("/", 1)[-1]
 
 
-def _follow(modality: Modality, own: Sequence[Scene], when: datetime | None, sample: Sample, recipe: Recipe) -> Choice:
+def _follow(modality: Modality, own: Sequence[Scene], anchored: Anchored, sample: Sample, recipe: Recipe) -> Choice:
+    when = anchored.when
     if modality.is_derived:
         return Choice(modality=modality.name, when=when)
     match modality.time:
@@ -232,7 +178,7 @@ def _follow(modality: Modality, own: Sequence[Scene], when: datetime | None, sam
         case "months":
             return _months(modality, own, when)
         case _:
-            return _nearest(modality.name, own, when, sample, recipe)
+            return _nearest(modality.name, own, anchored, sample, recipe)
 
 
 def _static(name: str, own: Sequence[Scene]) -> Choice:
@@ -263,24 +209,33 @@ def _months(modality: Modality, own: Sequence[Scene], when: datetime | None) -> 
     return Choice(modality=name, scenes=tuple(inside), window=window)
 
 
-def _nearest(name: str, own: Sequence[Scene], when: datetime | None, sample: Sample, recipe: Recipe) -> Choice:
-    limit = recipe.modalities[name].max_days
+def _nearest(name: str, own: Sequence[Scene], anchored: Anchored, sample: Sample, recipe: Recipe) -> Choice:
+    limit, when = recipe.modalities[name].max_days, anchored.when
     if when is None:
         return Choice(modality=name, status="no_data", reason="the sample has no anchor date")
     dated = [scene for scene in own if scene.time is not None]
+    if limit is None:
+        dated = [scene for scene in dated if _inside(scene, anchored.step.window)]
     if not dated:
         reach = "in the anchor's window; max_days looks further" if limit is None else f"within {limit:g} days"
         return Choice(modality=name, status="no_data", reason=f"no {name} scene covers the sample {reach}")
     # Acquisitions within a minute of the nearest are one pass cut into scenes: prefer the one on the sample's CRS.
-    nearest = min(_distance(scene, when) for scene in dated)
-    one_pass = [scene for scene in dated if _distance(scene, when) <= nearest + ONE_PASS_S]
-    best = min(one_pass, key=lambda scene: (scene.epsg != sample.epsg, _distance(scene, when), scene.scene_id))
+    nearest = min(distance_s(scene, when) for scene in dated)
+    one_pass = [scene for scene in dated if distance_s(scene, when) <= nearest + ONE_PASS_S]
+    best = min(one_pass, key=lambda scene: (scene.epsg != sample.epsg, distance_s(scene, when), scene.scene_id))
     assert best.time is not None
     delta = _days(best.time, when)
     if limit is not None and abs(delta) > limit:
         reason = f"the nearest {name} scene is {abs(delta):.1f} days away, at most {limit:g} are allowed"
         return Choice(modality=name, status="no_data", reason=reason)
     return Choice(modality=name, scenes=(best,), when=best.time, delta_days=delta)
+
+
+def distance_s(scene: Scene, when: datetime | None) -> float:
+    """Seconds between a scene and a moment; 0 where either has no date."""
+    if scene.time is None or when is None:
+        return 0.0
+    return abs((scene.time - when).total_seconds())
 
 
 def _inside(scene: Scene, window: tuple[datetime, datetime]) -> bool:

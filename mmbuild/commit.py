@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mmbuild.choose import Choice, Sample
+from mmbuild.choose import Choice, Sample, key_of
 from mmbuild.cube import ArrayLayout, chip_digest, pack_shard
 from mmbuild.errors import IntegrityError
 from mmbuild.records import read_parquet, record_key
@@ -26,7 +26,7 @@ OnStep = Callable[[str], None]
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What became of one candidate place."""
+    """What became of one candidate place; choices and chips by ``choose.key_of``."""
 
     sample: Sample
     status: str
@@ -93,13 +93,14 @@ def write(
     """Put one shard object per modality and return the record's rows, ordered by slot, modality and time."""
     rows: dict[int, list[dict[str, Any]]] = {slot: [dict(row) for row in own] for slot, own in kept_rows.items()}
     for slot, outcome in outcomes.items():
-        rows[slot] = [_row(outcome, layout) for layout in arrays.values()]
+        rows[slot] = [_row(outcome, layout, time) for layout in arrays.values() for time in range(layout.times)]
     by_place = {(row["modality"], row["slot"], row["time"]): row for own in rows.values() for row in own}
     for name, layout in arrays.items():
         chunks: list[bytes | None] = []
         slots = range(shard * layout.samples_per_shard, (shard + 1) * layout.samples_per_shard)
         for place in ((name, slot, time) for slot in slots for time in range(layout.times)):
-            chip = outcomes[place[1]].chips.get(name) if place[1] in outcomes else None
+            key = key_of(name, place[2], layout.times)
+            chip = outcomes[place[1]].chips.get(key) if place[1] in outcomes else None
             chunks.append(layout.encode(chip) if chip is not None else kept_chunks.get(place))
         data, places = pack_shard(chunks)
         for place, (offset, length) in zip(
@@ -114,11 +115,11 @@ def write(
     return ordered, dict(Counter(own[0]["sample_status"] for own in rows.values()))
 
 
-def _row(outcome: Outcome, layout: ArrayLayout) -> dict[str, Any]:
+def _row(outcome: Outcome, layout: ArrayLayout, time: int) -> dict[str, Any]:
     """The record of one chip, without its place in the shard object."""
-    sample, modality = outcome.sample, layout.modality
-    choice = outcome.choices.get(layout.name, Choice(modality=layout.name))
-    chip = outcome.chips.get(layout.name)
+    sample, modality, key = outcome.sample, layout.modality, key_of(layout.name, time, layout.times)
+    choice = outcome.choices.get(key, Choice(modality=layout.name))
+    chip = outcome.chips.get(key)
     status, reason = (choice.status, choice.reason) if outcome.status == "stored" else (outcome.status, outcome.reason)
     times = [scene.time for scene in choice.scenes if scene.time is not None]
     composite = choice.window is not None
@@ -128,7 +129,7 @@ def _row(outcome: Outcome, layout: ArrayLayout) -> dict[str, Any]:
         "x0": sample.x0, "y0": sample.y0, "gsd": layout.gsd,
         "height": layout.chip[1] if layout.gsd else None, "width": layout.chip[2] if layout.gsd else None,
         "tags": json.dumps(dict(sample.tags), sort_keys=True, default=str), "anchor_time": outcome.anchor_time,
-        "modality": layout.name, "time": 0, "status": status, "reason": reason,
+        "modality": layout.name, "time": time, "status": status, "reason": reason,
         "scene_ids": [scene.scene_id for scene in choice.scenes] if chip is not None else [],
         "datetime": choice.when if chip is not None else None,
         "window_start": choice.window[0] if composite and choice.window else None,

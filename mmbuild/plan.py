@@ -13,13 +13,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from mmbuild import samplers
-from mmbuild.choose import SCREEN_ROUNDS, Sample, anchor_year
-from mmbuild.cube import layouts
+from mmbuild.anchors import SCREEN_ROUNDS, anchor_year
+from mmbuild.choose import Sample
+from mmbuild.cube import ArrayLayout, layouts
 from mmbuild.errors import UserError
 from mmbuild.grid import tile_at, tile_grid, to_earthengine, utm_grid
 from mmbuild.recipe import BiomeSampler, Recipe
 from mmbuild.samplers.area import read_polygons
-from mmbuild.sources import PAIRS_PER_REQUEST, SAMPLES_PER_REQUEST, derived
+from mmbuild.sources import PAIRS_PER_REQUEST, RESPONSE_LIMIT_BYTES, SAMPLES_PER_REQUEST, derived
 from mmbuild.throttle import CONCURRENT_REQUESTS, REQUESTS_PER_SECOND
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Plan:
     """What a build will be: counts, requests and bytes, computed without asking anybody."""
 
     samples: int
+    steps: int
     shards: int
     modalities: tuple[str, ...]
     raw_bytes_per_sample: int
@@ -50,19 +52,37 @@ def estimate(recipe: Recipe, samples: int) -> Plan:
     """Counts for ``samples`` stored samples, each taken at its first place; retries and alternates come on top."""
     arrays = layouts(recipe)
     shards = math.ceil(samples / recipe.store.samples_per_shard)
-    asked = [a for name, a in arrays.items() if not recipe.modality_defs[name].is_derived]
-    lattices = {a.gsd for a in asked if a.gsd is not None}
+    lattices = _pixel_requests(recipe, arrays)
     per_shard = min(samples, recipe.store.samples_per_shard)
     searches = shards * math.ceil(per_shard / SAMPLES_PER_REQUEST)
     # Of each sample so many scenes are screened first; a second round is asked for the few that fail them.
-    screens = shards * math.ceil(per_shard * SCREEN_ROUNDS[0] / PAIRS_PER_REQUEST) if recipe.anchor.min_clear else 0
-    requests = samples * len(lattices) + searches + screens
+    pairs = per_shard * recipe.steps * SCREEN_ROUNDS[0]
+    screens = shards * math.ceil(pairs / PAIRS_PER_REQUEST) if recipe.anchor.min_clear else 0
+    requests = samples * lattices + searches + screens
     rate = min(REQUESTS_PER_SECOND, CONCURRENT_REQUESTS / TYPICAL_LATENCY_S)
     return Plan(
-        samples=samples, shards=shards, modalities=tuple(arrays), pixel_requests=samples * len(lattices),
+        samples=samples, steps=recipe.steps, shards=shards, modalities=tuple(arrays), pixel_requests=samples * lattices,
         metadata_requests=searches + screens, seconds_at_quota=requests / rate,
         raw_bytes_per_sample=sum(a.times * math.prod(a.chip) * a.modality.np_dtype.itemsize for a in arrays.values()),
     )  # fmt: skip
+
+
+def _pixel_requests(recipe: Recipe, arrays: Mapping[str, ArrayLayout]) -> int:
+    """Pixel requests of one sample: one a lattice, more where all its chips are more than an answer holds.
+
+    Of the products of ``one_of`` only the largest counts.
+    """
+    sizes: dict[float, int] = {}
+    either: dict[float, list[int]] = {}
+    for name, array in arrays.items():
+        if array.gsd is None or array.modality.is_derived:
+            continue
+        size = array.times * math.prod(array.chip) * (array.modality.np_dtype.itemsize + 1)
+        if name in (recipe.anchor.one_of or ()):
+            either.setdefault(array.gsd, []).append(size)
+            size = 0
+        sizes[array.gsd] = sizes.get(array.gsd, 0) + size
+    return sum(max(1, math.ceil((size + max(either.get(g, [0]))) / RESPONSE_LIMIT_BYTES)) for g, size in sizes.items())
 
 
 def locate(
@@ -137,7 +157,8 @@ def _grid_row(recipe: Recipe, place: dict[str, Any]) -> dict[str, Any]:
     else:
         box = tile_grid(*tile_at(lon, lat, recipe.grid.zoom), size=recipe.grid.size)
     has_date = place.get("date") is not None and place["date"] == place["date"]  # NaT is not equal to itself
-    if not has_date and not recipe.anchor.years:
+    own_dates = recipe.times is not None and recipe.times.kind == "seasons"
+    if not (has_date or own_dates or recipe.anchor.years):
         raise UserError(
             f"place {slot} has no date and the recipe names no years", "anchor.years", "give it a date or add years"
         )

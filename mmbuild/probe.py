@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mmbuild.choose import SCREEN_ROUNDS, Choice, Sample, Scene
+from mmbuild.anchors import SCREEN_ROUNDS
+from mmbuild.choose import Choice, Sample, Scene
 from mmbuild.cube import layouts
 from mmbuild.errors import QuotaStop
 from mmbuild.plan import locate, samples_of

@@ -5,18 +5,19 @@ What did not work becomes a status with a reason; it never becomes pixels, and i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from mmbuild import choose
-from mmbuild.choose import Choice, Sample, Scene
+from mmbuild import anchors as anchoring
+from mmbuild.choose import Anchored, Choice, Sample, Scene, Step, choose_steps
 from mmbuild.commit import OnStep, Outcome, keep, valid_mask, withdraw, withdrawn_key, write
 from mmbuild.cube import layouts
 from mmbuild.errors import QuotaStop, SourceError
+from mmbuild.modality import Modality
 from mmbuild.plan import samples_of
 from mmbuild.recipe import Recipe
 from mmbuild.records import write_record
@@ -24,6 +25,8 @@ from mmbuild.sources import Ask, Source, SourceSpec, Usage, derived, open_source
 from mmbuild.store import open_store
 from mmbuild.throttle import Gate
 from mmbuild.times import month_start
+
+Window = tuple[datetime, datetime]
 
 # Threads that read a shard's chips. One shard alone can fill the 40 places that Earth Engine has; how many of them are
 # under way is decided by the gate.
@@ -156,9 +159,9 @@ def _attempt(
     jobs = []
     for sample in samples:
         if sample.slot in anchors:
-            anchor, clear = anchors[sample.slot]
-            choices = choose.choose_all(sample, anchor, scenes.get(sample.slot, ()), recipe, clear=clear)
-            when = anchor.time if anchor is not None else sample.date
+            own = anchors[sample.slot]
+            choices = choose_steps(sample, own, scenes.get(sample.slot, ()), recipe)
+            when = next((anchored.when for anchored in own if anchored.scene is not None), own[0].when)
             jobs.append(Outcome(sample=sample, status="stored", anchor_time=when, choices=choices))
 
     def read(job: Outcome) -> Outcome | None:
@@ -183,38 +186,51 @@ def _search(recipe: Recipe, source: Source, samples: Sequence[Sample]) -> dict[i
             raise
         middle = len(samples) // 2
         return _search(recipe, source, samples[:middle]) | _search(recipe, source, samples[middle:])
-    scenes: dict[int, list[Scene]] = {sample.slot: [] for sample in samples}
+    scenes: dict[int, dict[tuple[str, str], Scene]] = {sample.slot: {} for sample in samples}
     for scene in found:
-        scenes[scene.slot].append(scene)
-    return scenes
+        scenes[scene.slot].setdefault((scene.modality, scene.scene_id), scene)
+    return {slot: list(own.values()) for slot, own in scenes.items()}
 
 
 def asks_of(recipe: Recipe, sample: Sample) -> list[Ask]:
-    """What to look for: anchors inside their window, everything else wherever the anchor may lead it."""
-    window = choose.anchor_window(sample, recipe.anchor)
+    """What to look for: anchors inside their windows, everything else wherever the anchors may lead it."""
+    steps = anchoring.steps(sample, recipe)
     asks = []
     for name, modality in recipe.modality_defs.items():
         if modality.is_derived:
             continue
-        use = recipe.modalities[name]
-        if name in recipe.anchor.products:
-            asks.append(Ask(modality=modality, window=window, max_cloud=recipe.anchor.max_cloud))
-        elif modality.time == "static":
-            asks.append(Ask(modality=modality, window=None))
-        elif modality.time == "year":
-            years = (datetime(window[0].year, 1, 1, tzinfo=window[0].tzinfo), _year_end(window[1]))
-            asks.append(Ask(modality=modality, window=years))
-        elif modality.time == "months":
-            assert modality.months is not None
-            first, last = (
-                month_start(window[0], modality.months[0]),
-                month_start(window[1], modality.months[-1] + 1),
-            )
-            asks.append(Ask(modality=modality, window=(first, last)))
-        else:
-            reach = timedelta(days=use.max_days if use.max_days is not None else 0.0)
-            asks.append(Ask(modality=modality, window=(window[0] - reach, window[1] + reach)))
+        cloud = recipe.anchor.max_cloud if name in recipe.anchor.products else None
+        for window in _windows(recipe, modality, steps):
+            asks.append(Ask(modality=modality, window=window, max_cloud=cloud))
     return asks
+
+
+def _windows(recipe: Recipe, modality: Modality, steps: Sequence[Step]) -> list[Window | None]:
+    """Where the images of a modality may lie, as windows that do not overlap; None stands for any time."""
+    whole = steps[0].window[0], steps[-1].window[1]
+    if modality.name in recipe.anchor.products:
+        return list(_joined([step.window for step in steps]))
+    match modality.time:
+        case "static":
+            return [None]
+        case "year":
+            return [(datetime(whole[0].year, 1, 1, tzinfo=whole[0].tzinfo), _year_end(whole[1]))]
+        case "months":
+            assert modality.months is not None
+            return [(month_start(whole[0], modality.months[0]), month_start(whole[1], modality.months[-1] + 1))]
+    reach = timedelta(days=recipe.modalities[modality.name].max_days or 0.0)
+    return list(_joined([(step.window[0] - reach, step.window[1] + reach) for step in steps]))
+
+
+def _joined(windows: Sequence[Window]) -> list[Window]:
+    """Windows in the order of their starts, those that overlap or touch made one."""
+    found: list[Window] = []
+    for start, end in windows:
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((start, end))
+    return found
 
 
 def _year_end(end: datetime) -> datetime:
@@ -224,37 +240,54 @@ def _year_end(end: datetime) -> datetime:
 
 def _anchors(
     recipe: Recipe, source: Source, samples: Sequence[Sample], scenes: Mapping[int, Sequence[Scene]]
-) -> tuple[dict[int, tuple[Scene | None, float | None]], list[Outcome]]:
-    """The anchor of each sample with its clear fraction, and the outcomes of samples that have none but need one."""
+) -> tuple[dict[int, list[Anchored]], list[Outcome]]:
+    """The anchors of each sample, one a step, and the outcomes of samples that have too few of them."""
     rule = recipe.anchor
-    ranked = {sample.slot: choose.rank_anchors(sample, scenes[sample.slot], recipe) for sample in samples}
-    clear: dict[int, dict[str, float | None]] = {sample.slot: {} for sample in samples}
-    for count in choose.SCREEN_ROUNDS if rule.min_clear is not None else ():
+    steps = [(sample, step) for sample in samples for step in anchoring.steps(sample, recipe)]
+    ranked = [anchoring.rank_anchors(sample, step, scenes[sample.slot], recipe) for sample, step in steps]
+    clear: list[dict[str, float | None]] = [{} for _ in steps]
+    for count in anchoring.SCREEN_ROUNDS if rule.min_clear is not None else ():
         pairs = [
-            (sample, scene)
-            for sample in samples
-            if choose.accept(ranked[sample.slot], clear[sample.slot], rule.min_clear) is None
-            for scene in ranked[sample.slot][len(clear[sample.slot]) :][:count]
+            (index, scene)
+            for index, own in enumerate(ranked)
+            if anchoring.accept(own, clear[index], rule) is None
+            for scene in own[len(clear[index]) :][:count]
         ]
-        for (sample, scene), fraction in zip(pairs, source.screen(pairs) if pairs else (), strict=True):
-            clear[sample.slot][scene.scene_id] = fraction
-    anchors: dict[int, tuple[Scene | None, float | None]] = {}
-    without: list[Outcome] = []
-    for sample in samples:
-        taken = choose.accept(ranked[sample.slot], clear[sample.slot], rule.min_clear)
-        if taken is not None:
-            anchors[sample.slot] = (taken, clear[sample.slot].get(taken.scene_id))
-        elif rule.required:
-            status, reason = choose.why_no_anchor(ranked[sample.slot], clear[sample.slot], rule)
-            without.append(Outcome(sample=sample, status=status, reason=reason))
-        else:
-            anchors[sample.slot] = (None, None)
+        fractions = source.screen([(steps[index][0], scene) for index, scene in pairs]) if pairs else ()
+        for (index, scene), fraction in zip(pairs, fractions, strict=True):
+            clear[index][scene.scene_id] = fraction
+    anchors: dict[int, list[Anchored]] = {}
+    for (sample, step), own, found in zip(steps, ranked, clear, strict=True):
+        taken = anchoring.accept(own, found, rule)
+        status, reason = ("stored", "") if taken is not None else anchoring.why_no_anchor(own, found, rule)
+        fraction = None if taken is None else found.get(taken.scene_id)
+        anchored = Anchored(step=step, scene=taken, clear=fraction, status=status, reason=reason)
+        anchors.setdefault(sample.slot, []).append(anchored)
+    without = [_without(sample, anchors.pop(sample.slot)) for sample in samples if _lacks(recipe, anchors[sample.slot])]
     return anchors, without
 
 
+def _lacks(recipe: Recipe, anchors: Sequence[Anchored]) -> bool:
+    """True for a sample that cannot do with the anchors it has."""
+    return recipe.anchor.required and sum(a.scene is not None for a in anchors) < needed_steps(recipe)
+
+
+def needed_steps(recipe: Recipe) -> int:
+    """How many steps of a sample must have an anchor."""
+    return (recipe.times and recipe.times.at_least) or recipe.steps
+
+
+def _without(sample: Sample, anchors: Sequence[Anchored]) -> Outcome:
+    """The outcome of a sample that lacks anchors: the first missing step says why."""
+    missing = next(anchored for anchored in anchors if anchored.scene is None)
+    where = f"step {missing.step.time} near {missing.step.window[0]:%Y-%m-%d}: " if len(anchors) > 1 else ""
+    return Outcome(sample=sample, status=missing.status, reason=where + missing.reason)
+
+
 def _read(recipe: Recipe, source: Source, job: Outcome) -> Outcome:
-    """Fill in the chips; a sample whose anchor or required modality has no valid pixel is rejected."""
-    asked = {name: choice for name, choice in job.choices.items() if not recipe.modality_defs[name].is_derived}
+    """Fill in the chips; a sample whose anchors or required modalities have no valid pixel is rejected."""
+    defs = recipe.modality_defs
+    asked = {key: choice for key, choice in job.choices.items() if not defs[choice.modality].is_derived}
     try:
         chips = source.read(job.sample, asked)
     except SourceError as error:
@@ -266,26 +299,29 @@ def _read(recipe: Recipe, source: Source, job: Outcome) -> Outcome:
             choices=job.choices,
         )
     choices = dict(job.choices)
-    for name, choice in job.choices.items():
-        modality = recipe.modality_defs[name]
+    for key, choice in job.choices.items():
+        modality = defs[choice.modality]
         if modality.is_derived:
-            chips[name] = derived.value(modality, job.sample, choice)
-        if name in chips and not valid_mask(chips[name], modality.fill).any():
-            del chips[name]
-            choices[name] = replace(choice, status="no_data", reason="every value is masked")
-    missing = [name for name in required(recipe, choices) if name not in chips]
-    pixels = [name for name in chips if not recipe.modality_defs[name].is_derived]
+            chips[key] = derived.value(modality, job.sample, choice)
+        if key in chips and not valid_mask(chips[key], modality.fill).any():
+            del chips[key]
+            choices[key] = replace(choice, status="no_data", reason="every value is masked")
+    missing = missing_chips(recipe, choices, chips)
+    pixels = [key for key in chips if not defs[choices[key].modality].is_derived]
     if missing or not pixels:
-        reason = "; ".join(f"{name}: {choices[name].reason}" for name in missing) or "no modality has data here"
+        reason = "; ".join(f"{key}: {choices[key].reason}" for key in missing) or "no modality has data here"
         return Outcome(
             sample=job.sample, status="rejected", reason=reason, anchor_time=job.anchor_time, choices=choices
         )
     return replace(job, choices=choices, chips=chips)
 
 
-def required(recipe: Recipe, choices: Mapping[str, Choice]) -> list[str]:
-    """Modalities that a sample cannot do without: the anchor that was chosen, and those the recipe marks."""
-    names = [name for name, use in recipe.modalities.items() if use.required]
+def missing_chips(recipe: Recipe, choices: Mapping[str, Choice], chips: Iterable[str]) -> list[str]:
+    """Chips that a sample cannot do without and lacks: of modalities the recipe marks, and of its anchors."""
+    there = set(chips)
+    missing = [k for k, choice in choices.items() if recipe.modalities[choice.modality].required and k not in there]
     if recipe.anchor.required:
-        names += [name for name in recipe.anchor.products if choices[name].scenes]
-    return list(dict.fromkeys(names))
+        anchors = [k for k, choice in choices.items() if choice.modality in recipe.anchor.products and choice.scenes]
+        gone = [key for key in anchors if key not in there]
+        missing += gone if len(anchors) - len(gone) < needed_steps(recipe) else []
+    return list(dict.fromkeys(missing))

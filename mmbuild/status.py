@@ -15,17 +15,20 @@ STATUSES = ("stored", "no_data", "rejected", "failed", "not_asked")
 def summary(corpus: Corpus) -> dict[str, Any]:
     """Counts by sample, and by modality and reason (most frequent first), ready for JSON.
 
-    ``missing`` counts slots without a commit record yet.
+    ``missing`` counts slots without a commit record yet, ``alternates`` samples stored at another place
+    than their first.
     """
-    records = corpus.records(["modality", "sample_status", "status", "reason", "valid_fraction"])
-    first = next(iter(corpus.modalities))
-    samples = Counter(records.filter(pc.equal(records["modality"], first))["sample_status"].to_pylist())
+    records = corpus.records(["modality", "status", "reason", "valid_fraction"])
+    each = corpus.samples(["sample_status", "alternate"])
+    samples = Counter(each["sample_status"].to_pylist())
+    places = Counter(each.filter(pc.equal(each["sample_status"], "stored"))["alternate"].to_pylist())
     known = sum(samples.values())
     return {
         "name": corpus.recipe.name, "location": corpus.store.url,
         "synthetic": corpus.synthetic, "digest": corpus.digest,
         "samples": corpus.n_slots, "stored": samples.get("stored", 0), "missing": corpus.n_slots - known,
         "statuses": dict(sorted(samples.items())),
+        "alternates": sum(count for alternate, count in places.items() if alternate),
         "modalities": {
             name: _modality(records.filter(pc.equal(records["modality"], name))) for name in corpus.modalities
         },

@@ -31,7 +31,7 @@ def write_tree(
     """Write the cube's groups, array metadata and coordinates (never chip data).
 
     root: one row per slot with the per-sample coordinates, None before any sample is known; datetimes come from its
-    column ``datetime:<modality>``.
+    columns ``datetime:<modality>``, lists of one per time step.
     """
     for key, data in sorted(_tree(arrays, slots, root, attributes).items()):
         put_if_changed(store, f"{CUBE}/{key}", data)
@@ -99,7 +99,8 @@ def _array_group(root_group: Any, layout: ArrayLayout, slots: int, root: pa.Tabl
     _coordinate(group, "band", np.array(modality.band_names, dtype=str), ("band",))
     column = f"datetime:{modality.name}"
     if root is not None and column in root.column_names:
-        millis = root[column].cast(pa.int64()).fill_null(np.iinfo(np.int64).min).to_numpy(zero_copy_only=False)
+        flat = root[column].combine_chunks().flatten()
+        millis = flat.cast(pa.int64()).fill_null(np.iinfo(np.int64).min).to_numpy(zero_copy_only=False)
         units = {"units": "milliseconds since 1970-01-01T00:00:00", "calendar": "proleptic_gregorian"}
         _coordinate(group, "datetime", millis.reshape(slots, layout.times), ("sample", "time"), units)
 
@@ -160,13 +161,20 @@ def root_table(corpus: Corpus, splits: Mapping[int, str]) -> pa.Table:
 
 
 def _times(corpus: Corpus) -> dict[str, pa.Array]:
-    """The date of every modality at every slot, null where there is none."""
-    dates = {name: np.full(corpus.n_slots, np.datetime64("NaT"), "datetime64[ms]") for name in corpus.modalities}
-    for part in corpus.record_parts(["slot", "modality", "datetime"]):
+    """The dates of every modality at every slot, a list of one per time step, null where there is none."""
+    nothing = np.datetime64("NaT")
+    dates = {
+        name: np.full((corpus.n_slots, corpus.shape(name)[0]), nothing, "datetime64[ms]") for name in corpus.modalities
+    }
+    for part in corpus.record_parts(["slot", "modality", "time", "datetime"]):
         for name, own in dates.items():
             rows = part.filter(pc.equal(part["modality"], name))
-            own[rows["slot"].to_numpy()] = rows["datetime"].to_numpy().astype("datetime64[ms]")
-    return {name: pa.array(own).cast(TIMESTAMP) for name, own in dates.items()}
+            place = rows["slot"].to_numpy(), rows["time"].to_numpy()
+            own[place] = rows["datetime"].to_numpy().astype("datetime64[ms]")
+    return {
+        name: pa.FixedSizeListArray.from_arrays(pa.array(own.ravel()).cast(TIMESTAMP), own.shape[1])
+        for name, own in dates.items()
+    }
 
 
 def root_attributes(corpus: Corpus) -> dict[str, Any]:

@@ -29,7 +29,7 @@ LAYERS = (
     {"modality"},
     {"recipe", "throttle"},
     {"choose", "governor"},
-    {"align", "cube", "samplers", "sandbox"},
+    {"align", "anchors", "cube", "samplers", "sandbox"},
     {"sources", "commit", "tree", "foreign"},
     {"plan"},
     {"stats", "splits"},

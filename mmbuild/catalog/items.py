@@ -38,7 +38,10 @@ _PROVENANCE = [
     "last", "scene_count", "delta_days", "clear_fraction", "valid_fraction",
 ]  # fmt: skip
 # What the columns but the assets are made of.
-_OF_SAMPLES = ["slot", "sample_id", "alternate", "sample_status", "lon", "epsg", "x0", "y0", "anchor_time", "tags"]
+_OF_SAMPLES = [
+    "slot", "sample_id", "alternate", "sample_status", "lon", "epsg", "x0", "y0", "anchor_time", "tags", "datetime",
+    "window_start", "window_end",
+]  # fmt: skip
 _TIMESTAMP = pa.timestamp("ms", tz="UTC")
 _LINK = pa.struct([("href", pa.string()), ("rel", pa.string()), ("type", pa.string())])
 
@@ -92,6 +95,7 @@ def _items(corpus: Corpus, records: pa.Table, splits: Mapping[int, str], shape: 
         "geometry": geometry,
         "bbox": bbox,
         **_times(samples["anchor_time"], corpus, shape.is_undated),
+        **(_reach(records, slots) if corpus.recipe.steps > 1 else {}),
         "collection": _constant(corpus.recipe.name, n, pa.string()),
         "links": _constant([link], n, pa.list_(_LINK)),
         **({"assets": _assets(corpus, records, slots)} if with_assets else {}),
@@ -136,6 +140,26 @@ def _times(anchor: pa.ChunkedArray, corpus: Corpus, is_undated: bool) -> dict[st
         "start_datetime": anchor.fill_null(pa.scalar(first, _TIMESTAMP)),
         "end_datetime": anchor.fill_null(pa.scalar(last - timedelta(milliseconds=1), _TIMESTAMP)),
     }
+
+
+def _reach(records: pa.Table, slots: npt.NDArray[np.int64]) -> dict[str, pa.Array]:
+    """start_datetime and end_datetime of samples with several time steps: the first and last moment of any chip."""
+    place = np.searchsorted(slots, records["slot"].to_numpy())
+    found = {}
+    for name, columns, earlier in (
+        ("start_datetime", ("datetime", "window_start"), np.minimum),
+        ("end_datetime", ("datetime", "window_end"), np.maximum),
+    ):
+        whole = np.full(len(slots), np.datetime64("NaT"), "datetime64[ms]")
+        for column in columns:
+            moments = records[column].to_numpy().astype("datetime64[ms]")
+            dated = ~np.isnat(moments)
+            known, first = np.unique(place[dated], return_index=True)
+            fresh = np.isnat(whole[known])
+            whole[known[fresh]] = moments[dated][first][fresh]
+            earlier.at(whole, place[dated], moments[dated])
+        found[name] = pa.array(whole).cast(_TIMESTAMP)
+    return found
 
 
 def _outlines(samples: pa.Table, side: float) -> tuple[pa.Array, pa.Array]:

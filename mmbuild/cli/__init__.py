@@ -207,6 +207,7 @@ def show(
     """Draw one sample with all its modalities, and print its scenes and dates."""
     from mmbuild.cube import open_corpus
     from mmbuild.report.picture import sample_picture
+    from mmbuild.report.words import chip_name
 
     corpus = open_corpus(out)
     rows = [row for row in corpus.records().to_pylist() if row["sample_id"] == sample_id]
@@ -225,7 +226,8 @@ def show(
         scenes = ", ".join(row["scene_ids"][:2]) + (
             f" and {len(row['scene_ids']) - 2} more" if len(row["scene_ids"]) > 2 else ""
         )
-        table.add_row(row["modality"], row["status"], date, days, scenes or row["reason"])
+        name = chip_name(row, corpus.shape(row["modality"])[0])
+        table.add_row(name, row["status"], date, days, scenes or row["reason"])
     console.print(table)
     console.print(f"picture: {path}")
 

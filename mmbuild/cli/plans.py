@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 def print_plan(name: str, work: Plan) -> None:
     """The counts that follow from the recipe alone."""
-    console.print(f"{name}: {work.samples} samples in {work.shards} shards, {len(work.modalities)} modalities")
+    steps = f" of {work.steps} time steps" if work.steps > 1 else ""
+    console.print(f"{name}: {work.samples} samples{steps} in {work.shards} shards, {len(work.modalities)} modalities")
     console.print(f"  raw pixels: {in_bytes(work.raw_bytes_per_sample)} a sample, {in_bytes(work.raw_bytes)} in all")
     total = work.pixel_requests + work.metadata_requests
     console.print(

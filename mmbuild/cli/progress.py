@@ -86,6 +86,8 @@ def print_status(corpus: Corpus) -> int:
         why = next(iter(entry["reasons"].items()), None)
         table.add_row(name, *counts, valid, f"{why[1]} x {_short(why[0])}" if why else "")
     console.print(table)
+    if found["alternates"]:
+        console.print(f"{found['alternates']} samples are at an alternate place, because their first had no data")
     if found["missing"]:
         console.print(f"{found['missing']} samples not built yet; run the same build to go on")
     failed = int(found["statuses"].get("failed", 0))

@@ -14,6 +14,7 @@ from mmbuild.errors import UserError
 from mmbuild.explain import Problem, as_user_error, suggest, validate
 from mmbuild.modality import Modality, load_modalities
 from mmbuild.recipe.checks import check_files, check_modalities, check_together
+from mmbuild.recipe.dates import Months, Seasons
 from mmbuild.recipe.models import (
     Anchor,
     ModalityUse,
@@ -35,8 +36,10 @@ __all__ = [
     "BiomeSampler",
     "CitiesSampler",
     "ModalityUse",
+    "Months",
     "PointsSampler",
     "Recipe",
+    "Seasons",
     "Source",
     "Splits",
     "Store",

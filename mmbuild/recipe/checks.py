@@ -149,6 +149,10 @@ def _anchor(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(key=("anchor", "min_clear"), value=anchor.min_clear, reason=reason, fix=fix)
     dated = recipe.sampler.kind == "points" and recipe.sampler.date_column is not None
     fix = "use a points sampler and name its date_column"
+    if recipe.times is not None:
+        yield from _several(recipe, dated)
+        if recipe.times.kind == "seasons":
+            return
     if not anchor.years and not dated:
         reason = "is missing: places have no dates of their own"
         yield Problem(key=("anchor", "years"), reason=reason, fix=f"list years, such as [2019, 2020], or {fix}")
@@ -158,6 +162,25 @@ def _anchor(recipe: Recipe) -> Iterator[Problem]:
     if anchor.max_days is not None and not dated:
         reason = "places have no dates to count from"
         yield Problem(key=("anchor", "max_days"), value=anchor.max_days, reason=reason, fix=f"{fix}, or remove it")
+
+
+def _several(recipe: Recipe, dated: bool) -> Iterator[Problem]:
+    """Faults of a recipe with several time steps, which has dates of its own."""
+    anchor, times = recipe.anchor, recipe.times
+    assert times is not None, "asked only of recipes that have them"
+    if dated:
+        reason = "places that have dates of their own cannot have several"
+        yield Problem(key=("times",), reason=reason, fix="remove times, or sampler.date_column")
+    if times.kind == "seasons" and anchor.years:
+        reason = "the dates of times say which years"
+        yield Problem(key=("anchor", "years"), value=anchor.years, reason=reason, fix="remove it")
+    if times.kind == "seasons" and anchor.max_days is not None:
+        fix = "remove it and set times.max_days"
+        reason = "the reach around each date is that of times"
+        yield Problem(key=("anchor", "max_days"), value=anchor.max_days, reason=reason, fix=fix)
+    if times.at_least is not None and times.at_least > times.count:
+        reason = f"there are {times.count} steps"
+        yield Problem(key=("times", "at_least"), value=times.at_least, reason=reason, fix="lower it or remove it")
 
 
 def _uses(recipe: Recipe) -> Iterator[Problem]:

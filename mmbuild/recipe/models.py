@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from mmbuild.explain import Problem, cross_error
 from mmbuild.grid import MERCATOR_EDGE_M
 from mmbuild.modality import NAME, Modality
+from mmbuild.recipe.dates import Months, Seasons
 from mmbuild.recipe.places import Sampler, Strict, Text
 
 # Where a recipe names files: (section, key). A value of ecoregions or cities is a file only when it looks like one.
@@ -47,7 +48,9 @@ class Anchor(Strict):
     )
     max_cloud: float | None = Field(None, ge=0, le=100, description="most cloud of a whole scene in percent")
     min_clear: float | None = Field(None, ge=0, le=1, description="least clear share of the sample's own ground")
-    pick: Literal["random", "least_cloudy", "nearest"] = Field("random", description="which acceptable scene is taken")
+    pick: Literal["random", "least_cloudy", "nearest", "latest"] = Field(
+        "random", description="which acceptable scene is taken"
+    )
     required: bool = Field(True, description="a place without an anchor scene is given up for its next alternate")
     max_days: float | None = Field(None, gt=0, le=36600, description="days around the place's own date")
 
@@ -141,6 +144,9 @@ class Recipe(Strict):
     sampler: Annotated[Sampler, Field(discriminator="kind")] = Field(description="how places are chosen")
     grid: Annotated[UtmGrid | WebmercatorGrid, Field(discriminator="kind")] = Field(description="the chips' grid")
     anchor: Anchor = Field(description="the scene that dates a sample")
+    times: Annotated[Seasons | Months, Field(discriminator="kind")] | None = Field(
+        None, description="several time steps of each sample; one when left out"
+    )
     modalities: Annotated[dict[ModalityName, ModalityUse], BeforeValidator(bare_uses)] = Field(
         min_length=1, description="what is stored, in this order"
     )
@@ -184,9 +190,18 @@ class Recipe(Strict):
             return None if own is None else asked
         return max(own, self.gsd_of_grid) if isinstance(self.grid, UtmGrid) else self.gsd_of_grid
 
-    def shape(self, name: str, times: int = 1) -> tuple[int, ...]:
+    @property
+    def steps(self) -> int:
+        """How many time steps a sample has."""
+        return 1 if self.times is None else self.times.count
+
+    def steps_of(self, name: str) -> int:
+        """How many of them a modality has: what is static or made once a year has one."""
+        return self.steps if self._known[name].time in ("scene", "months") else 1
+
+    def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one sample of a modality: (time, band, y, x), or (time, band) at image level."""
-        bands, gsd = len(self.modality_defs[name].bands), self.gsd(name)
+        bands, gsd, times = len(self.modality_defs[name].bands), self.gsd(name), self.steps_of(name)
         if gsd is None:
             return (times, bands)
         side = round(self.gsd_of_grid * self.grid.size / gsd)

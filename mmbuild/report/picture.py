@@ -158,7 +158,8 @@ def _panel(figure: Figure, cell: tuple[int, int], corpus: Corpus, row: Row) -> N
     foot.axis("off")
     stored = row["status"] == "stored"
     chip = corpus.read_chip(modality.name, row["slot"], row["time"]) if stored else None
-    for height, text, style in _heading(modality, row, chip):
+    name = words.chip_name(row, corpus.shape(modality.name)[0])
+    for height, text, style in _heading(modality, name, row, chip):
         head.text(0, height, text, **style)
     if chip is None:
         _missing(axes, row)
@@ -172,8 +173,10 @@ def _panel(figure: Figure, cell: tuple[int, int], corpus: Corpus, row: Row) -> N
         _paint_band(axes, _cell_axes(figure, cell, _FOOT - 0.2, 0.1), modality, chip)
 
 
-def _heading(modality: Modality, row: Row, chip: np.ndarray | None) -> list[tuple[float, str, dict[str, Any]]]:
-    lines = [(0.72, modality.name, {"size": 10.5, "weight": "bold", "color": _INK})]
+def _heading(
+    modality: Modality, name: str, row: Row, chip: np.ndarray | None
+) -> list[tuple[float, str, dict[str, Any]]]:
+    lines = [(0.72, name, {"size": 10.5, "weight": "bold", "color": _INK})]
     if chip is None:
         return lines
     scenes = row["scene_ids"] or []
@@ -329,15 +332,16 @@ def _text_columns(corpus: Corpus, rows: Sequence[Row]) -> list[list[tuple[str, s
 
 def _text_block(corpus: Corpus, row: Row) -> list[tuple[str, str]]:
     modality = corpus.modalities[row["modality"]]
+    name = words.chip_name(row, corpus.shape(modality.name)[0])
     if row["status"] != "stored":
-        return [(modality.name, ""), (row["status"].replace("_", " "), words.cut(row["reason"] or "", 40))]
+        return [(name, ""), (row["status"].replace("_", " "), words.cut(row["reason"] or "", 40))]
     values = corpus.read_chip(modality.name, row["slot"], row["time"])
     said = [(band.name, words.value(modality, i, values[i])) for i, band in enumerate(modality.bands)]
     # A label's own name goes before the name its code has elsewhere: a synthetic table borrows the codes of a real one.
     own = json.loads(row["tags"] or "{}").get(f"{modality.name}_name")
     if own is not None and modality.is_derived:
-        said = [(name, own) for name, _ in said]
-    return [(modality.name, ""), *((name, words.cut(text, _LINE_CHARACTERS - len(name))) for name, text in said)]
+        said = [(band, own) for band, _ in said]
+    return [(name, ""), *((band, words.cut(text, _LINE_CHARACTERS - len(band))) for band, text in said)]
 
 
 def _text_panel(figure: Figure, cell: tuple[int, int], lines: Sequence[tuple[str, str]]) -> None:

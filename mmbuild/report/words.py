@@ -21,6 +21,11 @@ def place(row: Row) -> str:
     return f"{abs(row['lat']):.4f}° {north}, {abs(row['lon']):.4f}° {east}"
 
 
+def chip_name(row: Row, times: int) -> str:
+    """The modality of a chip, and its time step where the modality has several."""
+    return str(row["modality"]) if times == 1 else f"{row['modality']}, step {row['time']}"
+
+
 def ground(row: Row) -> str:
     """How much ground the rasters cover; an image-level row has no pixels to say so."""
     if row["width"] is None or row["gsd"] is None:

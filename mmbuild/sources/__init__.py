@@ -32,6 +32,11 @@ SANDBOX = "sandbox"
 SAMPLES_PER_REQUEST = 32
 PAIRS_PER_REQUEST = 64
 
+# computePixels rejects answers above 48 MB, counted with one mask byte per value, and of more bands (Earth Engine REST
+# reference).
+RESPONSE_LIMIT_BYTES = 48 * 2**20
+RESPONSE_LIMIT_BANDS = 1024
+
 # Held while any Usage is added to: its counters are read, added and written. Outside Usage, which is sent by pickle.
 _counting = threading.Lock()
 
@@ -87,7 +92,10 @@ class Source(Protocol):
         ...
 
     def search(self, samples: Sequence[Sample], asks: Mapping[int, Sequence[Ask]]) -> list[Scene]:
-        """Candidate scenes of every sample for its asks (by slot); footprints contain the whole chip."""
+        """Candidate scenes of every sample for its asks (by slot); footprints contain the whole chip.
+
+        A modality may be asked for in several windows.
+        """
         ...
 
     def screen(self, pairs: Sequence[tuple[Sample, Scene]]) -> list[float | None]:
@@ -95,7 +103,10 @@ class Source(Protocol):
         ...
 
     def read(self, sample: Sample, choices: Mapping[str, Choice]) -> dict[str, np.ndarray]:
-        """Pixels of every chosen modality on the sample's grid, (band, y, x) or (band,), with nodata where missing."""
+        """Pixels of every choice on the sample's grid, (band, y, x) or (band,), with nodata where missing.
+
+        Keys are the caller's own, one for each chip; which modality it is of, the choice says.
+        """
         ...
 
     def regions(self, name: str) -> gpd.GeoDataFrame:

@@ -61,9 +61,9 @@ class Several:
     def read(self, sample: Sample, choices: Mapping[str, Choice]) -> dict[str, np.ndarray]:
         chips: dict[str, np.ndarray] = {}
         for source in self._all():
-            own = {name: choice for name, choice in choices.items() if self._keeper(name) is source}
+            own = {key: choice for key, choice in choices.items() if self._keeper(choice.modality) is source}
             chips |= source.read(sample, own) if own else {}
-        return {name: chips[name] for name in choices if name in chips}
+        return {key: chips[key] for key in choices if key in chips}
 
     def regions(self, name: str) -> gpd.GeoDataFrame:
         return self.own.regions(name)

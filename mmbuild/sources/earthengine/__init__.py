@@ -20,7 +20,15 @@ from mmbuild.choose import Choice, Sample, Scene
 from mmbuild.errors import QuotaStop, SourceError, UserError
 from mmbuild.grid import to_earthengine
 from mmbuild.modality import Modality
-from mmbuild.sources import PAIRS_PER_REQUEST, SAMPLES_PER_REQUEST, Ask, SourceSpec, Usage
+from mmbuild.sources import (
+    PAIRS_PER_REQUEST,
+    RESPONSE_LIMIT_BANDS,
+    RESPONSE_LIMIT_BYTES,
+    SAMPLES_PER_REQUEST,
+    Ask,
+    SourceSpec,
+    Usage,
+)
 from mmbuild.sources.earthengine import expressions
 from mmbuild.sources.earthengine.blocks import Block, block_of
 from mmbuild.sources.earthengine.meter import last_exchange, workload_tag
@@ -31,8 +39,6 @@ from mmbuild.throttle import Gate, with_retries
 if TYPE_CHECKING:
     import geopandas as gpd
 
-# computePixels rejects answers above 48 MB, counted with one mask byte per value (Earth Engine REST reference).
-RESPONSE_LIMIT_BYTES = 48 * 2**20
 # The header of an NPY file names every band: 1,024 of them take some 26 KB, numpy reads 10 KB unless told otherwise.
 NPY_HEADER_BYTES = 2**20
 _AFFINE_KEYS = ("scaleX", "shearX", "translateX", "shearY", "scaleY", "translateY")
@@ -75,10 +81,10 @@ class EarthEngine:
         return scenes
 
     def _queries(self, sample: Sample, asks: Sequence[Ask]) -> dict[str, Any]:
-        """One server-side list per ask that needs one, keyed by the modality."""
+        """One server-side list per ask that needs one, keyed by its position among the asks."""
         region = expressions.region(sample)
         queries: dict[str, Any] = {}
-        for ask in asks:
+        for position, ask in enumerate(asks):
             block = self.blocks[ask.modality.name]
             if block.collection is None:
                 continue
@@ -86,27 +92,27 @@ class EarthEngine:
             if ask.modality.time == "months":
                 bands = list(block.source_bands(ask.modality))
                 point = ee.Geometry.Point([sample.lon, sample.lat])
-                queries[ask.modality.name] = (
+                queries[str(position)] = (
                     images.select(bands).toBands().reduceRegion(reducer=ee.Reducer.first(), geometry=point)
                 )
             else:
-                queries[ask.modality.name] = expressions.table(images, block, ask.modality)
+                queries[str(position)] = expressions.table(images, block, ask.modality)
         return queries
 
     def _scenes(self, sample: Sample, asks: Sequence[Ask], answer: Mapping[str, Any]) -> list[Scene]:
         scenes: list[Scene] = []
-        for ask in asks:
+        for position, ask in enumerate(asks):
             block, name = self.blocks[ask.modality.name], ask.modality.name
             if block.collection is None:
                 images = sorted(block.images(ask.modality))
                 scenes += [Scene(slot=sample.slot, modality=name, scene_id=image, time=None) for image in images]
             elif ask.modality.time == "months":
-                scenes += _month_scenes(sample.slot, name, block.collection, answer[name])
+                scenes += _month_scenes(sample.slot, name, block.collection, answer[str(position)])
             else:
                 columns = block.columns(ask.modality)
                 scenes += [
                     _scene(sample.slot, name, block.collection, dict(zip(columns, row, strict=True)))
-                    for row in answer[name]
+                    for row in answer[str(position)]
                 ]
         return scenes
 
@@ -161,73 +167,70 @@ class EarthEngine:
     def read(self, sample: Sample, choices: Mapping[str, Choice]) -> dict[str, np.ndarray]:
         chips: dict[str, np.ndarray] = {}
         wanted: dict[float, list[str]] = {}
-        for name, choice in choices.items():
+        for key, choice in choices.items():
+            name = choice.modality
             if name not in self.modalities or not choice.scenes:
                 continue
             if self.modalities[name].level == "image":
-                chips[name] = _reduce_months(self.modalities[name], self.blocks[name], choice)
+                chips[key] = _reduce_months(self.modalities[name], self.blocks[name], choice)
             else:
-                wanted.setdefault(self.gsd[name], []).append(name)
-        for gsd, names in wanted.items():
-            for group in self._groups(sample, gsd, names):
-                chips |= self._read_lattice(sample, gsd, group, choices)
-        return {name: chips[name] for name in choices if name in chips}
+                wanted.setdefault(self.gsd[name], []).append(key)
+        for gsd, keys in wanted.items():
+            for group in self._groups(sample, gsd, {key: choices[key] for key in keys}):
+                chips |= self._read_lattice(sample, gsd, group)
+        return {key: chips[key] for key in choices if key in chips}
 
-    def _groups(self, sample: Sample, gsd: float, names: Sequence[str]) -> list[list[str]]:
-        """Split the modalities of one lattice so that each answer stays below the response limit."""
+    def _groups(self, sample: Sample, gsd: float, choices: Mapping[str, Choice]) -> list[dict[str, Choice]]:
+        """Split the chips of one lattice so that each answer stays below the response limits."""
         height, width = sample.grid(gsd).shape
-        groups: list[list[str]] = [[]]
-        room = RESPONSE_LIMIT_BYTES
-        for name in names:
-            modality = self.modalities[name]
+        groups: list[dict[str, Choice]] = [{}]
+        room, bands = RESPONSE_LIMIT_BYTES, RESPONSE_LIMIT_BANDS
+        for key, choice in choices.items():
+            modality = self.modalities[choice.modality]
             need = height * width * len(modality.bands) * (modality.np_dtype.itemsize + 1)
             if need > RESPONSE_LIMIT_BYTES:
                 raise UserError(
-                    f"one {name} chip is {need / 2**20:.0f} MiB, Earth Engine answers at most 48 MiB", "grid",
+                    f"one {modality.name} chip is {need / 2**20:.0f} MiB, Earth Engine answers at most 48 MiB", "grid",
                     "use a smaller size or fewer bands",
                 )  # fmt: skip
-            if need > room:
-                groups.append([])
-                room = RESPONSE_LIMIT_BYTES
-            groups[-1].append(name)
-            room -= need
+            if need > room or len(modality.bands) > bands:
+                groups.append({})
+                room, bands = RESPONSE_LIMIT_BYTES, RESPONSE_LIMIT_BANDS
+            groups[-1][key] = choice
+            room, bands = room - need, bands - len(modality.bands)
         return groups
 
-    def _read_lattice(
-        self, sample: Sample, gsd: float, names: Sequence[str], choices: Mapping[str, Choice]
-    ) -> dict[str, np.ndarray]:
-        """Chips of modalities on one grid, from one pixel request; one that is too large is halved until it fits."""
+    def _read_lattice(self, sample: Sample, gsd: float, choices: Mapping[str, Choice]) -> dict[str, np.ndarray]:
+        """Chips on one grid, from one pixel request; one that is too large is halved until it fits."""
         try:
-            return self._read_together(sample, gsd, names, choices)
+            return self._read_together(sample, gsd, choices)
         except SourceError as error:
-            if not error.too_large or len(names) == 1:
+            if not error.too_large or len(choices) == 1:
                 raise
-            middle = len(names) // 2
-            halves = names[:middle], names[middle:]
-            return self._read_lattice(sample, gsd, halves[0], choices) | self._read_lattice(
-                sample, gsd, halves[1], choices
-            )
+            parts = list(choices.items())
+            middle = len(parts) // 2
+            first, second = dict(parts[:middle]), dict(parts[middle:])
+            return self._read_lattice(sample, gsd, first) | self._read_lattice(sample, gsd, second)
 
-    def _read_together(
-        self, sample: Sample, gsd: float, names: Sequence[str], choices: Mapping[str, Choice]
-    ) -> dict[str, np.ndarray]:
-        """One pixel request: all bands of ``names`` on one grid, named by position so that no name can collide."""
+    def _read_together(self, sample: Sample, gsd: float, choices: Mapping[str, Choice]) -> dict[str, np.ndarray]:
+        """One pixel request: all bands on one grid, named by position so that no name can collide."""
+        names = [choice.modality for choice in choices.values()]
         blame = self._blame(names)
         with building(self.spec, blame):
             images = [
-                expressions.stored(
-                    self.modalities[name], self.blocks[name], choices[name], expressions.region(sample)
-                ).rename([f"m{position}_{band}" for band in range(len(self.modalities[name].bands))])
-                for position, name in enumerate(names)
+                expressions.stored(self.modalities[name], self.blocks[name], choice, expressions.region(sample)).rename(
+                    [f"m{position}_{band}" for band in range(len(self.modalities[name].bands))]
+                )
+                for position, (name, choice) in enumerate(zip(names, choices.values(), strict=True))
             ]
             image = ee.Image.cat(images)
         grid = to_earthengine(sample.grid(gsd))
         pixels = self._asked(lambda: self._pixels(image, grid, names), blame)
         self.usage.add(Usage(pixel_requests=1))
         chips = {}
-        for position, name in enumerate(names):
+        for position, (key, name) in enumerate(zip(choices, names, strict=True)):
             bands = [f"m{position}_{band}" for band in range(len(self.modalities[name].bands))]
-            chips[name] = np.stack([pixels[band] for band in bands]).astype(self.modalities[name].np_dtype, copy=False)
+            chips[key] = np.stack([pixels[band] for band in bands]).astype(self.modalities[name].np_dtype, copy=False)
         return chips
 
     def _pixels(self, image: Any, grid: dict[str, Any], names: Sequence[str]) -> np.ndarray:
