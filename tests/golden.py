@@ -22,6 +22,9 @@ needs_golden = pytest.mark.skipif(
 )
 ATOL = 2e-5
 
+# Our name of a weight -> the reference's.
+Naming = Callable[[str], str | None]
+
 
 @functools.cache
 def detfill() -> ModuleType:
@@ -42,11 +45,12 @@ def recorded(name: str) -> dict[str, np.ndarray]:
 
 
 @torch.no_grad()
-def fill_weights(model: nn.Module, reference_name: Callable[[str], str]) -> None:
+def fill_weights(model: nn.Module, reference_name: Naming) -> None:
     """Give every weight its recorded value; ``reference_name``: ours -> the reference's. Scalars stay as they are."""
     fill = detfill()
     for name, value in model.state_dict().items():
         theirs, shape = reference_name(name), tuple(value.shape)
+        assert theirs is not None, name
         if shape:
             value.copy_(torch.from_numpy(fill.fill_value(theirs, shape, fill.role_of(theirs, shape))))
 
@@ -57,7 +61,7 @@ def close(ours: Tensor | list[float] | float, theirs: np.ndarray, *, atol: float
 
 
 def same_gradients(
-    model: nn.Module, names: np.ndarray, norms: np.ndarray, reference_name: Callable[[str], str], *, absent: int = 0
+    model: nn.Module, names: np.ndarray, norms: np.ndarray, reference_name: Naming, *, absent: int = 0
 ) -> None:
     """Every parameter has the recorded gradient norm; the ``absent`` ones get none there (-1) and ours lacks them."""
     theirs = dict(zip(names.tolist(), norms.tolist(), strict=True))

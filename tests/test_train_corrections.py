@@ -6,6 +6,7 @@ One test a row of the list of defects; the letter is the method (M: MP-MAE, C: C
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,10 @@ from torch import Tensor
 
 from train.convnext import ConvNeXtV2
 from train.losses import MultiTaskLoss, Task
+from train.models.croma import CROMA
 from train.models.mpmae import MPMAE
+from train.sensors import Sensor
+from train.transformer import draw_weights as draw_transformer
 
 TASKS = (
     Task(name="optic", level="pixel", values="continuous", channels=3, patch=8),
@@ -172,3 +176,124 @@ def test_m10_the_border_differs_from_the_dense_reference_and_nothing_else_does()
     difference = (stems[0] - stems[1]).abs().amax(dim=2)
     assert difference[1:-1, 1:-1].max() < 1e-6
     assert difference.max() > 1e-3
+
+
+# -- CROMA
+
+SENSORS = {
+    "radar": Sensor(name="s1", bands=("VV", "VH"), index=(0, 1), patch=4, gsd=10.0),
+    "optical": Sensor(name="s2", bands=("B4", "B8"), index=(0, 1), patch=4, gsd=10.0),
+}
+
+
+def croma(**changes: object) -> CROMA:
+    options = {"dim": 32, "depth": 2, "heads": 4, "decoder_dim": 32, **SENSORS}
+    model = CROMA(**{**options, **changes})  # type: ignore[arg-type]
+    draw_transformer(model, torch.Generator().manual_seed(1))
+    return model
+
+
+def croma_batch(count: int = 4, side: int = 24) -> dict[str, Any]:
+    draw = torch.Generator().manual_seed(2)
+    batch = {name: torch.randn(count, 2, side, side, generator=draw) for name in ("s1", "s2")}
+    masks = {f"{name}_mask": torch.ones_like(x, dtype=torch.bool) for name, x in batch.items()}
+    return {**batch, **masks, "id": [f"{i:06d}" for i in range(count)]}
+
+
+def recorded_calls(model: CROMA, batch: dict[str, Any], kept: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The biases that the fusion gets for self- and for cross-attention."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    hook = model.fusion.register_forward_pre_hook(lambda _, given: seen.append(given[2:4]))
+    with torch.no_grad():
+        model(batch, kept)
+    hook.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize(("masks", "equal"), [("shared", True), ("independent", False)])
+def test_c1_self_attention_in_the_fusion_gets_distances_between_its_own_tokens(masks: str, equal: bool) -> None:
+    batch, ours, theirs = croma_batch(), croma(masks=masks), croma(masks=masks, compat="reference")
+    kept = ours.masks(batch, seed=0, epoch=0)
+    assert torch.equal(kept["radar"], kept["optical"]) is equal
+    own, cross = recorded_calls(ours, batch, kept)
+    assert (own.diagonal(dim1=2, dim2=3) == 0).all(), "a token is at no distance from itself"
+    theirs_own, theirs_cross = recorded_calls(theirs, batch, kept)
+    assert torch.equal(cross, theirs_cross)
+    assert torch.equal(theirs_own, theirs_cross)
+    assert torch.equal(own, theirs_own) is equal
+
+
+def test_c2_keys_of_the_contrast_carry_gradients_and_not_in_the_reference() -> None:
+    pooled = {name: torch.randn(4, 32, generator=torch.Generator().manual_seed(i)) for i, name in enumerate(SENSORS)}
+    present = {name: torch.ones(4, dtype=torch.bool) for name in SENSORS}
+    for compat, carries in ((None, True), ("reference", False)):
+        leaves = {name: x.clone().requires_grad_() for name, x in pooled.items()}
+        (total, _), _ = croma(compat=compat).contrast(leaves, present)  # optical looks for radar
+        total.backward()
+        given = {name: leaf.grad.any().item() for name, leaf in leaves.items()}
+        assert given == {"optical": True, "radar": carries}
+
+
+def test_c3_independent_masks_place_tokens_at_radars_places_alone() -> None:
+    batch, model = croma_batch(), croma(masks="independent")
+    kept = model.masks(batch, seed=0, epoch=0)
+    seen: list[Tensor] = []
+    hook = model.decoder.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
+    with torch.no_grad():
+        model(batch, kept)
+    hook.remove()
+    assert torch.equal(seen[0], kept["radar"])
+    assert not torch.equal(seen[0].sort().values, kept["optical"].sort().values)
+
+
+def test_c4_target_patches_are_standardised_over_both_sensors_or_each_for_itself() -> None:
+    batch = croma_batch()
+    batch["s1"] = 100 * batch["s1"]
+    kept = croma().masks(batch, seed=0, epoch=0)
+    small = {}
+    for norm_pix in ("joint", "sensor", "none"):
+        model = croma(norm_pix=norm_pix)
+        model.decoder.out.weight.data.zero_()
+        model.decoder.out.bias.data.zero_()
+        with torch.no_grad():
+            small[norm_pix] = {name: value.item() for name, value in model(batch, kept).per_task.items()}
+    # A prediction of 0 errs by the target's mean square: 1 for what is standardised by itself (n - 1 of n values).
+    assert small["sensor"]["s1"] == pytest.approx(31 / 32, rel=1e-4)
+    assert small["sensor"]["s2"] == pytest.approx(31 / 32, rel=1e-4)
+    assert small["joint"]["s1"] > 1.9
+    assert small["joint"]["s2"] < 0.1
+    assert small["none"]["s1"] > 1e3
+    assert croma().norm_pix == croma(compat="reference").norm_pix == "joint"
+
+
+def test_c5_features_of_a_sample_do_not_depend_on_its_batch() -> None:
+    """The reference's usage notes normalise each batch by its own statistics; here those of the corpus come first."""
+    batch, model = croma_batch(), croma()
+    alone = {name: x[:1] for name, x in batch.items()}
+    with torch.no_grad():
+        torch.testing.assert_close(model.features(batch)[:1], model.features(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_missing_pixels_never_reach_cromas_loss_nor_a_gradient() -> None:
+    batch, model = croma_batch(), croma()
+    kept = model.masks(batch, seed=0, epoch=0)
+    for name in ("s1", "s2"):
+        gone = torch.rand(batch[name].shape, generator=torch.Generator().manual_seed(3)) < 0.3
+        gone[0] = name == "s1"
+        batch[f"{name}_mask"] = ~gone
+        batch[name][gone] = 0.0
+    clean = model(batch, kept)
+    for name in ("s1", "s2"):
+        batch[name][~batch[f"{name}_mask"]] = torch.nan
+    losses = model(batch, kept)
+    losses.total.backward()
+    assert losses.total.item() == clean.total.item()
+    assert losses.counts["contrastive"].item() == 3, "the first sample has no radar"
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_another_image_size_needs_another_table_of_distances_and_no_other_weights() -> None:
+    model = croma()
+    with torch.no_grad():
+        assert model.encode(croma_batch(side=24))["joint"].shape == (4, 36, 32)
+        assert model.encode(croma_batch(side=40))["joint"].shape == (4, 100, 32)

@@ -325,5 +325,5 @@ def test_features_of_a_whole_image_need_no_mask_and_keep_their_size() -> None:
 def test_patch_8_is_refused_for_the_dense_reference_in_words() -> None:
     config = Config(name="mpmae", compat="reference", patch=8)
     with pytest.raises(UserError, match="at patch 8 the reference's dense model loses its border") as refused:
-        arguments(config, {"naip": field_of("naip", 56)}, input="naip", tasks={"naip"})
+        arguments(config, {"naip": field_of("naip", 56)}, anchor="naip", tasks=["naip"])
     assert "use compat: reference_sparse" in str(refused.value)

@@ -8,7 +8,7 @@ Shapes: B samples, L patches (row by row), P pixels of a patch (row by row), C c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -20,6 +20,7 @@ NORM_PIX_EPS = 1e-6  # added to the variance of a patch (MAE, ConvNeXt V2, MMEar
 IGNORE = -1  # class code of a target that must not be scored
 
 Weighting = Literal["uncertainty", "equal"]
+NormPix = Literal["joint", "sensor", "none"]
 SumCount = tuple[Tensor, Tensor]
 
 
@@ -63,8 +64,18 @@ def patchify(x: Tensor, patch: int) -> Tensor:
     return x.permute(0, 2, 4, 3, 5, 1).reshape(b, -1, patch * patch, c)
 
 
+def patchify_by_band(x: Tensor, patch: int) -> Tensor:
+    """(B, C, y, x) -> (B, L, C, P)."""
+    b, c, height, width = x.shape
+    x = x.reshape(b, c, height // patch, patch, width // patch, patch)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(b, -1, c, patch * patch)
+
+
 def normalise_patches(target: Tensor, valid: Tensor) -> Tensor:
-    """Zero mean and unit (unbiased) variance of the valid values of each patch, all channels jointly; (B, L, P, C)."""
+    """Zero mean and unit (unbiased) variance of the valid values of each patch, all channels jointly.
+
+    target, valid: (B, L, P, C), or with the last two exchanged.
+    """
     count = valid.sum(dim=(2, 3), keepdim=True).clamp(min=1)
     target = torch.where(valid, target, 0.0)
     mean = target.sum(dim=(2, 3), keepdim=True) / count
@@ -109,6 +120,38 @@ def same_counts(counts: Tensor) -> Tensor:
     return counts
 
 
+def global_means(pairs: Sequence[SumCount], mean_counts: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """(n,) means and counts of n losses, the counts averaged over all processes in one call; 0 where nothing counts.
+
+    The average over processes of such means, and of their gradients, is that of one global mean.
+    """
+    counts = mean_counts(torch.stack([count for _, count in pairs]).float())
+    sums = torch.stack([total for total, _ in pairs])
+    return torch.where(counts > 0, sums / counts.clamp(min=1e-9), sums * 0.0), counts
+
+
+def reconstruction(
+    prediction: Tensor, targets: Sequence[tuple[Tensor, Tensor, Tensor]], norm_pix: NormPix
+) -> list[SumCount]:
+    """Squared errors of one prediction of several sensors, one pair for each.
+
+    prediction: (B, L, C, P), C = the channels of all sensors in order. targets: for each sensor (target, valid,
+    removed) of shapes (B, L, c, P), (B, L, c, P), (B, L); only removed patches are scored.
+    norm_pix: standardise each target patch over all sensors together (``joint``), each for itself, or not at all.
+    """
+    values, valid = (torch.cat([target[i] for target in targets], dim=2) for i in (0, 1))
+    if norm_pix == "joint":
+        values = normalise_patches(values.float(), valid)
+    losses, first = [], 0
+    for target, its_valid, removed in targets:
+        channels = slice(first, first + target.shape[2])
+        one = values[:, :, channels]
+        one = normalise_patches(one.float(), its_valid) if norm_pix == "sensor" else one.float()
+        losses.append(squared_error(prediction[:, :, channels].float(), one, its_valid & removed[:, :, None, None]))
+        first = channels.stop
+    return losses
+
+
 class MultiTaskLoss(nn.Module):
     """Combine task losses: ``uncertainty`` sums exp(-s) L + share x s with a learned s per task, ``equal`` sums L.
 
@@ -138,9 +181,7 @@ class MultiTaskLoss(nn.Module):
         those of one global mean.
         """
         pairs = [task_loss(t, predictions[t.name], *targets[t.name], removed) for t in self.tasks]
-        counts = mean_counts(torch.stack([count for _, count in pairs]).float())
-        means = torch.stack([total for total, _ in pairs]) / counts.clamp(min=1e-9)
-        means = torch.where(counts > 0, means, means * 0.0)
+        means, counts = global_means(pairs, mean_counts)
         if self.weighting == "uncertainty":
             weighted = torch.exp(-self.log_vars) * means + self.log_sigma_share * self.log_vars
         else:

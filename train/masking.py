@@ -32,14 +32,28 @@ def removed_patches(
 ) -> Tensor:
     """Draw one mask per sample; (len(ids), patches) bool, True = removed (hidden from the encoder).
 
+    The arguments are those of ``kept_patches``.
+    """
+    return removed_but(kept_patches(ids, patches, ratio, seed=seed, epoch=epoch, purpose=purpose), patches)
+
+
+def removed_but(kept: Tensor, patches: int) -> Tensor:
+    """(B, N) kept places -> (B, patches) bool, True = removed."""
+    removed = torch.ones(len(kept), patches, dtype=torch.bool, device=kept.device)
+    return removed.scatter_(1, kept, False)
+
+
+def kept_patches(
+    ids: Sequence[str], patches: int, ratio: float, *, seed: int, epoch: int, purpose: str = "mask"
+) -> Tensor:
+    """Draw which patches of each sample stay visible; (len(ids), N) int64 in the order of the draw.
+
     Every sample keeps the same number of patches. purpose: tells several masks of one sample apart (one a sensor, say).
     """
     keys = [sample_draws(purpose, seed=seed, epoch=epoch, sample_id=sample)[0] for sample in ids]
     noise = _splitmix64(np.array(keys, dtype=np.uint64)[:, None], patches)
     order = np.argsort(noise, axis=1, kind="stable")
-    removed = np.ones((len(ids), patches), dtype=bool)
-    np.put_along_axis(removed, order[:, : keep_count(patches, ratio)], False, axis=1)
-    return torch.from_numpy(removed)
+    return torch.from_numpy(order[:, : keep_count(patches, ratio)].copy())
 
 
 def _splitmix64(keys: np.ndarray, count: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import argparse
 import math
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,7 +135,7 @@ def _prepare(config: Settings, corpus: Corpus) -> Run:
     )
     model, wrapped = fabric.setup(module, optimizer)
     total = config.steps or len(loader) * (config.epochs or 0)
-    about = _about(config, corpus, loader, arguments)
+    about = _about(config, corpus, loader, arguments, module.inputs)
     return Run(
         config=config, fabric=fabric, loader=loader, module=module, model=model, optimizer=wrapped, about=about,
         total=total,
@@ -143,20 +143,15 @@ def _prepare(config: Settings, corpus: Corpus) -> Run:
 
 
 def _loader_and_arguments(config: Settings, corpus: Corpus, fabric: Fabric) -> tuple[Loader, dict[str, Any]]:
-    name = config.model.input or anchor_name(corpus)
-    names = None if config.tasks is None else list(dict.fromkeys([name, *config.tasks]))
+    file, anchor = model_file(config.model.name), anchor_name(corpus)
+    names = file.modalities(config.model, anchor=anchor, tasks=config.tasks)
     loader = Loader(
         corpus, split=SPLIT, modalities=names, batch_size=config.batch_size, seed=config.seed, rank=fabric.global_rank,
         world_size=fabric.world_size, crop=config.model.crop, augment=config.augment, threads=config.threads,
         device=fabric.device,
     )  # fmt: skip
     fields = {one.name: one for one in loader.fields}
-    if name not in fields:
-        fix = f"choose from {', '.join(fields)}"
-        raise UserError(f"model.input: {name!r} is not among what the loader gives", fix=fix)
-    wanted = set(fields if config.tasks is None else config.tasks)
-    arguments = model_file(config.model.name).arguments(config.model, fields, input=name, tasks=wanted)
-    return loader, arguments
+    return loader, file.arguments(config.model, fields, anchor=anchor, tasks=config.tasks)
 
 
 def anchor_name(corpus: Corpus) -> str:
@@ -166,11 +161,14 @@ def anchor_name(corpus: Corpus) -> str:
     return alias if len(products) > 1 and alias else products[0]
 
 
-def _about(config: Settings, corpus: Corpus, loader: Loader, arguments: dict[str, Any]) -> dict[str, Any]:
-    """What the weights are, for whoever opens a checkpoint without its corpus."""
-    source = next(one for one in loader.fields if one.name == arguments["input"])
+def _about(
+    config: Settings, corpus: Corpus, loader: Loader, arguments: dict[str, Any], inputs: Mapping[str, int]
+) -> dict[str, Any]:
+    """What the weights are, for whoever opens a checkpoint without its corpus; inputs: name -> side of its patches."""
+    sources = [one for one in loader.fields if one.name in inputs]
     statistics = {
         member.name: {"mean": _plain(s.mean), "std": _plain(s.std)}
+        for source in sources
         for member, s in zip(source.members, source.statistics, strict=True)
         if s is not None
     }
@@ -179,7 +177,16 @@ def _about(config: Settings, corpus: Corpus, loader: Loader, arguments: dict[str
         "arguments": arguments,
         "corpus": {"name": corpus.recipe.name, "digest": corpus.digest, "synthetic": corpus.synthetic},
         "samples": loader.n_samples,
-        "input": {"name": source.name, "bands": list(source.bands), "gsd": source.gsd, "side": source.shape[-1]},
+        "inputs": [
+            {
+                "name": one.name,
+                "bands": list(one.bands),
+                "gsd": one.gsd,
+                "side": one.shape[-1],
+                "patch": inputs[one.name],
+            }
+            for one in sources
+        ],
         "normalisation": {"method": "(value - mean) / std of the train split, by band", "statistics": statistics},
     }
 
@@ -224,9 +231,8 @@ def _train(run: Run) -> None:
     if run.step >= run.total:
         return
     first = run.fabric.is_global_zero
-    tasks = [task["name"] for task in run.about["arguments"]["tasks"]]
     run.out.mkdir(parents=True, exist_ok=True)
-    book = log.CsvLog(run.out / "log.csv", log.columns(tasks), step=run.step) if first else None
+    book = log.CsvLog(run.out / "log.csv", log.columns(run.module.loss_names), step=run.step) if first else None
     report = log.reporter(run.total, run.step, first=first)
     try:
         for batch in _batches(run):

@@ -97,7 +97,10 @@ def probe(path: Path, corpus: Corpus, labels: Sequence[str] = ()) -> dict[str, A
         "corpus": {"url": corpus.store.url, "name": corpus.recipe.name, "synthetic": corpus.synthetic},
         "pretraining_corpus": found.about["corpus"],
         "same_corpus": found.about["corpus"]["digest"] == corpus.digest,
-        "input": {"name": found.about["input"]["name"], "side": int(loader.fields[0].shape[-1])},
+        "inputs": [
+            {"name": source["name"], "side": int(field.shape[-1])}
+            for source, field in zip(found.about["inputs"], loader.fields, strict=False)
+        ],
         "normalisation": f"(value - mean) / std by band, from the train split of {corpus.recipe.name}; masked pixels 0",
         "feature_scaling": "each feature standardised on the train split",
         "dimensions": {name: int(x.shape[1]) for name, x in features.items()},
@@ -119,15 +122,16 @@ def default_labels(modalities: Mapping[str, Modality]) -> list[str]:
 
 def _loader(found: Checkpoint, corpus: Corpus, labels: Sequence[str]) -> Loader:
     """Whole chips where the patch divides them, else the centre window the model was trained on."""
-    source = found.about["input"]
-    names = [source["name"], *(name for name in labels if name in corpus.modalities)]
+    sources = found.about["inputs"]
+    names = [*(one["name"] for one in sources), *(name for name in labels if name in corpus.modalities)]
     options: dict[str, Any] = {"split": None, "modalities": names, "batch_size": BATCH, "shuffle": False}
     loader = Loader(corpus, **options)
-    field = loader.fields[0]
-    if list(field.bands) != source["bands"]:
-        reason = f"the model was trained on {source['name']} with bands {', '.join(source['bands'])}"
-        raise UserError(f"{reason}, here they are {', '.join(field.bands)}", corpus.store.url, "use a matching corpus")
-    if field.shape[-1] % found.about["arguments"]["patch"] == 0:
+    for field, source in zip(loader.fields, sources, strict=False):
+        if list(field.bands) != source["bands"]:
+            reason = f"the model was trained on {source['name']} with bands {', '.join(source['bands'])}"
+            fix = "use a matching corpus"
+            raise UserError(f"{reason}, here they are {', '.join(field.bands)}", corpus.store.url, fix)
+    if all(field.shape[-1] % source["patch"] == 0 for field, source in zip(loader.fields, sources, strict=False)):
         return loader
     return Loader(corpus, **options, crop=read_dumped(found.config).model.crop)
 
@@ -151,15 +155,16 @@ def _collect(
     found.load_weights(trained)
     untrained = file.build(arguments, torch.Generator().manual_seed(UNTRAINED_SEED))
     models = {"untrained encoder": untrained.to(device).eval(), "pretrained encoder": trained.to(device).eval()}
-    source = found.about["input"]["name"]
+    sources = [source["name"] for source in found.about["inputs"]]
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("image statistics", *models)}
     fields = {f.name: f for f in loader.fields if f.name in labels and f.is_categorical}
     codes: dict[str, list[np.ndarray]] = {name: [] for name in fields}
     ids: list[str] = []
     for batch in loader:
         ids += batch["id"]
-        parts["image statistics"].append(image_statistics(batch[source], batch[f"{source}_mask"]))
-        entry = {key: batch[key].to(device) for key in (source, f"{source}_mask")}
+        statistics = [image_statistics(batch[source], batch[f"{source}_mask"]) for source in sources]
+        parts["image statistics"].append(np.concatenate(statistics, axis=1))
+        entry = {key: batch[key].to(device) for source in sources for key in (source, f"{source}_mask")}
         for name, model in models.items():
             parts[name].append(model.features(entry).float().cpu().numpy())
         for name, field in fields.items():
@@ -274,8 +279,8 @@ def _print(result: dict[str, Any], console: Console) -> None:
             console.print(_table(report))
         for note in report["notes"]:
             console.print(f"note: {escape(note)}", highlight=False, soft_wrap=True)
-    source = result["input"]
-    text = f"\ninput {source['name']}, {source['side']} px; {result['normalisation']}"
+    seen = ", ".join(f"{source['name']}, {source['side']} px" for source in result["inputs"])
+    text = f"\ninput {seen}; {result['normalisation']}"
     console.print(escape(text), highlight=False, soft_wrap=True)
 
 

@@ -79,6 +79,16 @@ class MPMAE(nn.Module):
         share = LOG_SIGMA_SHARE_REFERENCE if compat else LOG_SIGMA_SHARE
         self.loss = MultiTaskLoss(self.tasks, weighting, log_sigma_share=share)
 
+    @property
+    def inputs(self) -> dict[str, int]:
+        """What the encoder sees, and the side of its patches."""
+        return {self.input: self.patch}
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """What ``forward`` reports, in its order."""
+        return tuple(task.name for task in self.tasks)
+
     def init_weights(self, generator: torch.Generator) -> None:
         """Draw every weight from ``generator``: truncated normal 0.02 for maps, 0 for biases and GRN, 1 for norms.
 
@@ -202,15 +212,26 @@ class Config(BaseModel):
 _PLAIN = {"size", "patch", "mask_ratio", "decoder_dim", "decoder_depth", "decoder", "stem", "weighting", "compat"}
 
 
-def arguments(config: Config, fields: Mapping[str, DataField], *, input: str, tasks: Collection[str]) -> dict[str, Any]:
+def modalities(config: Config, *, anchor: str, tasks: Sequence[str] | None) -> list[str] | None:
+    """What to load: the input and the tasks, or everything where tasks are left out."""
+    return None if tasks is None else list(dict.fromkeys([config.input or anchor, *tasks]))
+
+
+def arguments(
+    config: Config, fields: Mapping[str, DataField], *, anchor: str, tasks: Sequence[str] | None
+) -> dict[str, Any]:
     """What ``build`` needs, as plain JSON values, so that a checkpoint can be opened without its corpus.
 
-    fields: what the loader gives, by name, as large as after the crop. tasks: names of those to predict.
-    Raises UserError when input, crop, patch and modalities do not fit together.
+    fields: what the loader gives, by name, as large as after the crop. anchor: the input where the config names none.
+    tasks: names of those to predict, None for all. Raises UserError when input, crop, patch and modalities do not fit.
     """
+    input = config.input or anchor
+    if input not in fields:
+        fix = f"choose from {', '.join(fields)}"
+        raise UserError(f"model.input: {input!r} is not among what the loader gives", fix=fix)
     grid = _grid(config, fields[input])
     norm_pix = [input] if config.norm_pix is None else config.norm_pix
-    chosen = [_task(field, grid, norm_pix) for name, field in fields.items() if name in tasks]
+    chosen = [_task(field, grid, norm_pix) for name, field in fields.items() if tasks is None or name in tasks]
     _check_norm_pix(config.norm_pix or (), chosen)
     plain = config.model_dump(include=_PLAIN)
     return plain | {"input": input, "bands": _folded(fields[input]), "tasks": [asdict(task) for task in chosen]}

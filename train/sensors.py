@@ -1,0 +1,109 @@
+"""What a model of several sensors takes from a batch: named modalities, their bands by name, on one piece of ground.
+
+Refuses times and masks of its own: a season is chosen before, and what is hidden comes from masking.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from pydantic import Field as Setting
+from torch import Tensor
+
+from mmbuild.errors import UserError
+from mmbuild.stream.transforms import Field
+from train.alibi import Grid
+from train.losses import patchify_by_band
+
+
+class SensorConfig(BaseModel):
+    """One sensor in a config."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    modality: str = Setting(min_length=1, description="modality or alias")
+    bands: list[str] | None = Setting(None, min_length=1, description="bands in the model's order; all when left out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensor:
+    """One input of a model. name: of the batch entry. index: where its bands stand there. gsd: metres of a pixel."""
+
+    name: str
+    bands: Sequence[str]
+    index: Sequence[int]
+    patch: int
+    gsd: float
+
+    @property
+    def values(self) -> int:
+        """Values of a patch."""
+        return len(self.bands) * self.patch**2
+
+    def grid(self, image: Tensor) -> Grid:
+        """The tokens of (B, C, y, x)."""
+        height, width = (side // self.patch for side in image.shape[-2:])
+        return Grid(height=height, width=width, token_m=self.patch * self.gsd)
+
+    def read(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """(image, valid), both (B, C, y, x); the image is 0 where it is not valid, whatever stood there."""
+        image, valid = batch[self.name], batch[f"{self.name}_mask"]
+        if list(self.index) != list(range(image.shape[1])):
+            image, valid = image[:, self.index], valid[:, self.index]
+        return torch.where(valid, image, 0.0), valid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """One sensor of a batch. patches, valid: (B, L, C, P); present: (B,) bool, False = no valid pixel at all."""
+
+    patches: Tensor
+    valid: Tensor
+    present: Tensor
+    grid: Grid
+
+
+def see(sensor: Sensor, batch: Mapping[str, Any]) -> Seen:
+    """Read a sensor and cut it into patches."""
+    image, valid = sensor.read(batch)
+    present = valid.flatten(1).any(dim=1)
+    patches, valid = (patchify_by_band(x, sensor.patch) for x in (image, valid))
+    return Seen(patches=patches, valid=valid, present=present, grid=sensor.grid(image))
+
+
+def refuse_tasks(tasks: Sequence[str] | None) -> None:
+    """UserError for a list of tasks: a model of sensors reconstructs these and predicts nothing else."""
+    if tasks is not None:
+        reason = "tasks: this model reconstructs its own sensors and has no other tasks"
+        raise UserError(reason, fix="remove tasks from the config, or use a model that predicts modalities")
+
+
+def sensor_arguments(role: str, config: SensorConfig, fields: Mapping[str, Field], patch: int) -> dict[str, Any]:
+    """A sensor as plain values; UserError when the corpus has no such modality or band, or patches do not fit."""
+    where, field = f"model.{role}", fields.get(config.modality)
+    if field is None:
+        known = ", ".join(fields)
+        raise UserError(f"{where}.modality: {config.modality!r} is not in this corpus", fix=f"choose from {known}")
+    if not field.is_pixel or field.is_categorical:
+        raise UserError(f"{where}.modality: {field.name} is not a raster of measurements", fix="name one that is")
+    if field.shape[0] > 1:
+        reason = f"{where}.modality: {field.name} has {field.shape[0]} times, a sensor is one image"
+        raise UserError(reason, fix="use a corpus with one time a sample")
+    bands = list(config.bands or field.bands)
+    for band in bands:
+        if band not in field.bands:
+            reason = f"{where}.bands: {field.name} has no band {band!r}"
+            raise UserError(reason, fix=f"choose from {', '.join(field.bands)}")
+    if field.shape[-1] % patch:
+        raise UserError(
+            f"model.patch: {patch} does not divide the {field.shape[-1]} pixels of {field.name} after the crop",
+            fix=f"set model.crop so that it gives a multiple of {patch} pixels",
+        )
+    if field.gsd is None:
+        raise UserError(f"{where}.modality: {field.name} has no pixel size", fix="name a raster")
+    index = [field.bands.index(band) for band in bands]
+    return {"name": field.name, "bands": bands, "index": index, "patch": patch, "gsd": field.gsd}
