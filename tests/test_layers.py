@@ -54,7 +54,7 @@ DOORS = {
     "rasterio": ("mmbuild.align", "mmbuild.sources.stac", "mmbuild.sandbox", "mmbuild.export"),
     "rioxarray": ("mmbuild.align", "mmbuild.sources.stac", "mmbuild.sandbox", "mmbuild.export"),
     "mercantile": ("mmbuild.samplers.xyz", "mmbuild.grid"),
-    "torch": ("mmbuild.stream.loader", "mmbuild.stream.transforms", "train"),
+    "torch": ("mmbuild.stream", "train"),
     "lightning": ("train",),
     "lightning_fabric": ("train",),
     "sklearn": ("train",),

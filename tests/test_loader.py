@@ -349,7 +349,7 @@ def test_after_a_break_the_next_iteration_is_the_next_epoch(tiny: TinyCorpus) ->
     [
         ({"seed": 1}, "seed was 0 and is 1 now (another seed is another order)"),
         ({"shuffle": False}, "shuffle was 1 and is 0 now"),
-        ({"split": "train"}, "samples was 20 and is 14 now (the corpus grew, or the split is another one)"),
+        ({"split": "train"}, "samples was 20 and is 14 now (the corpus grew, or the split or filter is another one)"),
     ],
     ids=["seed", "shuffle", "split"],
 )
@@ -367,7 +367,7 @@ def test_a_state_of_another_corpus_is_refused(tiny: TinyCorpus, tmp_path: Path) 
     other = write_corpus(tmp_path / "other")
     lock = json.loads((other.path / "recipe.lock.json").read_text())
     (other.path / "recipe.lock.json").write_text(json.dumps(lock | {"digest": "0" * 64}))
-    with pytest.raises(UserError, match=r"digest was .* now \(another corpus, split or set of samples\)"):
+    with pytest.raises(UserError, match=r"digest was .* now \(another corpus, split, filter or set of samples\)"):
         make(other).load_state_dict(make(tiny).state_dict())
     grown = write_corpus(tmp_path / "grown", slots=SLOTS + 4)
     with pytest.raises(UserError, match="samples was 20 and is 24 now"):
@@ -380,7 +380,7 @@ def test_a_state_that_is_no_place_is_refused(tiny: TinyCorpus, change: dict[str,
     with pytest.raises(UserError, match="loader state: no place"):
         loader.load_state_dict(loader.state_dict() | change)
     with pytest.raises(UserError, match="loader state: epoch is missing"):
-        loader.load_state_dict({"version": 1})
+        loader.load_state_dict({"version": 2})
 
 
 # -- DataLoader, threads, errors

@@ -17,8 +17,9 @@ import pytest
 from mmbuild.cube import open_corpus
 from mmbuild.errors import IntegrityError, UserError
 from mmbuild.store import open_store
-from mmbuild.stream import reader as reader_module
-from mmbuild.stream.reader import NO_TIME, Crop, Reader, plan_ranges
+from mmbuild.stream import fetch, plan
+from mmbuild.stream.index import NO_TIME
+from mmbuild.stream.reader import Crop, Reader
 from tests.shards import MODALITIES, PER_SHARD, SLOTS, TinyCorpus, write_corpus
 
 
@@ -130,29 +131,44 @@ def test_a_crop_that_does_not_divide_a_chip_is_refused(tiny: TinyCorpus) -> None
         Reader(tiny.open()).read([0], crop=crop)
 
 
-def test_neighbours_are_read_together_and_every_chunk_once(tiny: TinyCorpus) -> None:
+def test_neighbours_are_fetched_together_and_every_chunk_once(tiny: TinyCorpus) -> None:
     table = Reader(tiny.open()).tables["radar"]
     slots = np.array([9, 2, 8, 1, 2, 20])
-    ranges = list(plan_ranges(table, slots))
+    chunks = plan.find_chunks([table], slots)
+    cuts = plan.ranges(chunks)
+    rows = [row for cut in cuts for row in chunks.rows(*cut)]
     stored = {i for i, slot in enumerate(slots) if tiny.stored["radar"][slot]}
-    assert {piece.position for part in ranges for piece in part.pieces} == stored
-    assert len(ranges) <= 3  # one a shard object at most: its chunks are near each other
-    for part in ranges:
-        for piece in part.pieces:
-            assert part.start + piece.offset == row_of(tiny, "radar", piece.slot)["offset"]
-            assert piece.length == row_of(tiny, "radar", piece.slot)["length"]
-            assert piece.offset + piece.length <= part.length
+    assert {position for _, _, _, _, _, position, _ in rows} == stored
+    assert len(rows) == len(stored)
+    assert len(cuts) <= 3  # one a shard object at most: its chunks are near each other
+    for _, _, start, length, slot, _, _ in rows:
+        assert (start, length) == tuple(row_of(tiny, "radar", slot)[key] for key in ("offset", "length"))
 
 
-def test_far_neighbours_and_long_runs_are_read_apart(tiny: TinyCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = Reader(tiny.open()).tables["radar"]
-    chips = int(tiny.stored["radar"].sum())
-    assert len(list(plan_ranges(table, np.arange(SLOTS)))) == 3
-    monkeypatch.setattr(reader_module, "MAX_RANGE_BYTES", 1)
-    assert len(list(plan_ranges(table, np.arange(SLOTS)))) == chips
-    monkeypatch.setattr(reader_module, "MAX_RANGE_BYTES", 2**30)
-    monkeypatch.setattr(reader_module, "MAX_GAP_BYTES", -1)
-    assert len(list(plan_ranges(table, np.arange(SLOTS)))) == chips
+def test_far_neighbours_and_long_runs_are_fetched_apart(tiny: TinyCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = plan.find_chunks([Reader(tiny.open()).tables["radar"]], np.arange(SLOTS))
+    assert len(chunks) == int(tiny.stored["radar"].sum())
+    assert len(plan.ranges(chunks)) == 3
+    monkeypatch.setattr(plan, "MAX_RANGE_BYTES", 1)
+    assert len(plan.ranges(chunks)) == len(chunks)
+    monkeypatch.setattr(plan, "MAX_RANGE_BYTES", 2**30)
+    monkeypatch.setattr(plan, "MAX_GAP_BYTES", -1)
+    assert len(plan.ranges(chunks)) == len(chunks)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 7, 1000])
+def test_work_is_cut_into_equal_parts_that_cover_every_chunk(tiny: TinyCorpus, parts: int) -> None:
+    tables = list(Reader(tiny.open()).tables.values())
+    chunks = plan.find_chunks(tables, np.arange(SLOTS))
+    cuts = plan.equal_parts(chunks, tables, parts)
+    assert [low for low, _ in cuts] + [len(chunks)] == [0] + [high for _, high in cuts]
+    assert len(cuts) <= parts
+    size = {
+        i: table.layout.modality.np_dtype.itemsize * int(np.prod(table.layout.chip)) for i, table in enumerate(tables)
+    }
+    costs = [sum(size[row[0]] for row in chunks.rows(*cut)) for cut in cuts]
+    assert max(costs) <= sum(costs) / parts + max(size.values())
+    assert plan.equal_parts(plan.find_chunks(tables, np.arange(0)), tables, parts) == []
 
 
 @pytest.mark.parametrize("place", ["first byte", "middle", "checksum"])
@@ -227,7 +243,7 @@ def test_acquisition_times_come_from_the_records(tiny: TinyCorpus) -> None:
 
 
 def test_files_stay_open_but_not_more_than_allowed(tiny: TinyCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader_module, "MAX_OPEN_FILES", 2)
+    monkeypatch.setattr(fetch, "MAX_OPEN_FILES", 2)
     before = len(os.listdir("/proc/self/fd"))
     reader = Reader(tiny.open())
     for _ in range(3):

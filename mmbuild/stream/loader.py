@@ -1,72 +1,67 @@
 """A stream of training batches from a corpus: shuffled by seed, shared among ranks, exactly resumable.
 
-Threads read and decode ahead of the consumer; there are no worker processes. Every batch is made of fresh tensors:
-once yielded it never changes, so that ``list(loader)`` holds an epoch.
+Threads read and decode ahead of the consumer; there are no worker processes. A batch once yielded never changes, so
+that ``list(loader)`` holds an epoch; the memory of a batch that nobody holds any more is used again.
 """
 
 from __future__ import annotations
 
-import io
 import json
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from mmbuild.cube import Corpus, open_corpus
-from mmbuild.errors import IntegrityError, UserError
+from mmbuild.errors import UserError
 from mmbuild.stream import order, transforms
-from mmbuild.stream.reader import NO_TIME, Chips, Reader, epoch_seconds
-from mmbuild.stream.transforms import Field, Geometry, Values
+from mmbuild.stream.assembly import Assembly
+from mmbuild.stream.cache import Cache
+from mmbuild.stream.catalogue import read_samples
+from mmbuild.stream.pipeline import Pipeline, Step
+from mmbuild.stream.reader import CONNECTIONS, Meter, Reader
+from mmbuild.stream.transforms import Field
+from mmbuild.stream.uploads import Uploads, memory_for
 
 Batch = dict[str, Any]
-STATE_VERSION = 1
+STATE_VERSION = 2
+# How a state writes each way to shuffle: its place here.
+_SHUFFLES: tuple[bool | str, ...] = (False, True, "blocks")
 _STATE_REASONS = {
     "version": "saved by another version of mmbuild",
     "seed": "another seed is another order",
     "shuffle": "a shuffled and an unshuffled epoch have different orders",
-    "samples": "the corpus grew, or the split is another one",
-    "digest": "another corpus, split or set of samples",
+    "block": "blocks of another size are another order",
+    "window": "another window is another order",
+    "samples": "the corpus grew, or the split or filter is another one",
+    "digest": "another corpus, split, filter or set of samples",
 }
 _FIX_STATE = "give what state_dict() returned"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Samples:
-    """The samples of a split in catalogue order, one entry each; time: anchor in UTC seconds or NO_TIME."""
-
-    ids: list[str]
-    slots: np.ndarray
-    lon: np.ndarray
-    lat: np.ndarray
-    time: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
 
 class Loader(IterableDataset[Batch]):
     """Iterating gives one epoch of batches; iterating again gives the next epoch.
 
-    corpus: opened, or where it lies. split: "train", "val", "test", or None for every stored sample.
+    corpus: opened, or where it lies. split: "train", "val", "test", or None for every stored sample. where: a filter on
+    the catalogue, such as ``biome == 4 and radar.present and abs(radar.delta_days) < 3 and lat > 0``.
     modalities: names or aliases; all by default, the alternatives of a ``one_of`` anchor under their alias.
     batch_size: samples that one rank gets at a time; a global batch is batch_size * world_size. Without
     drop_last an epoch is spread evenly over its steps: every rank has equally many batches, whose sizes differ
     by at most one (and are 0 on some ranks when fewer samples remain than there are ranks).
+    shuffle: True, False, or "blocks" for object stores: ``block`` neighbours of a shard are fetched together, and
+    samples are shuffled over ``window`` such blocks; a twentieth of the requests, and nearly as well mixed.
     normalize: (stored - mean) / std of the train split; False gives stored values, NaN where masked.
+    raw: stored values in their own dtypes, nodata as on disk, no masks.
     crop: side of a square window in pixels of the finest modality, the same ground in all; centred.
     augment: random window, flips and quarter turns instead, keyed by (seed, epoch, sample id).
-    threads: how many decode at once. prefetch: batches read ahead.
-    device: where tensors arrive. dtype: that of continuous values.
+    threads: how many decode at once. prefetch: batches read ahead of the one that the consumer has.
+    device: where tensors arrive; on a GPU through pinned memory and a side stream. dtype: that of continuous values.
+    on_damage: "raise", or "skip": a chip whose bytes are damaged counts as missing and is noted in ``damaged``.
+    cache, cache_gb: a folder for what is read from an object store, and its limit; processes may share it.
+    connections: requests under way at once on an object store.
 
     A batch is a dict. For every name in ``fields``:
       <name>        (B, band, y, x) or (B, band), a time axis after B only when there are several steps:
@@ -86,39 +81,62 @@ class Loader(IterableDataset[Batch]):
         corpus: Corpus | str | Path,
         *,
         split: str | None = None,
+        where: str | None = None,
         modalities: Sequence[str] | None = None,
         batch_size: int,
         seed: int = 0,
-        shuffle: bool = True,
+        shuffle: bool | Literal["blocks"] = True,
+        block: int = 32,
+        window: int = 8,
         drop_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
         normalize: bool = True,
+        raw: bool = False,
         crop: int | None = None,
         augment: bool = False,
         threads: int = 2,
         prefetch: int = 2,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
+        on_damage: Literal["raise", "skip"] = "raise",
+        cache: str | Path | None = None,
+        cache_gb: float = 50.0,
+        connections: int = CONNECTIONS,
     ) -> None:
-        _check_counts(batch_size=batch_size, world_size=world_size, threads=threads)
+        _check_counts(
+            batch_size=batch_size, world_size=world_size, threads=threads, block=block, window=window,
+            connections=connections,
+        )  # fmt: skip
         _check_counts(least=0, prefetch=prefetch)
+        _check_words(shuffle=(shuffle, (True, False, "blocks")), on_damage=(on_damage, ("raise", "skip")))
         if not 0 <= rank < world_size:
             raise UserError(f"rank: {rank} must be 0 to {world_size - 1}", fix="world_size counts all ranks")
         self.corpus = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
-        self.split, self.batch_size, self.seed, self.shuffle = split, batch_size, seed, shuffle
+        self.split, self.where, self.batch_size, self.seed = split, where, batch_size, seed
+        self.shuffle, self.block, self.window = shuffle, block, window
         self.drop_last, self.rank, self.world_size, self.augment = drop_last, rank, world_size, augment
-        self.prefetch, self.device, self.dtype = prefetch, device, dtype
-        self.fields = _fields(self.corpus, modalities, normalize)
-        self._units = _window_units(self.fields, crop, augment)
-        self.fields = tuple(_cropped(field, self._units) for field in self.fields)
+        self.prefetch, self.device, self.dtype, self.raw = prefetch, device, dtype, raw
+        fields = make_fields(self.corpus, modalities, normalize=normalize and not raw)
+        units = transforms.window_units(fields, crop, augment=augment)
+        self.fields = tuple(transforms.cropped(field, units) for field in fields)
         self._threads = threads
-        members = dict.fromkeys(modality.name for field in self.fields for modality in field.members)
-        self._reader = Reader(self.corpus, list(members), threads=threads)
-        self._samples = read_samples(self.corpus, self._reader.records, split)
-        self._digest = order.order_digest(self.corpus.digest, f"split={split}", self._samples.ids)
+        members = dict.fromkeys(modality.name for field in fields for modality in field.members)
+        kept = None if cache is None else Cache(cache, round(cache_gb * 2**30))
+        self._reader = Reader(
+            self.corpus, list(members), threads=threads, on_damage=on_damage, cache=kept, connections=connections
+        )
+        self._samples = read_samples(self.corpus, self._reader.index, split, where)
+        filtered = f"split={split}" if where is None else f"split={split} where={where}"
+        self._digest = order.order_digest(self.corpus.digest, filtered, self._samples.ids.to_pylist())
+        self._assembly = Assembly(
+            self._reader, self._samples, self.fields, rows=batch_size, units=units, augment=augment, seed=seed, raw=raw,
+            allocate=memory_for(device),
+        )  # fmt: skip
+        self._uploads = Uploads(device, dtype)
         self._epoch = self._offset = 0
         self._resumed = False
+        self.waited_s = 0.0
 
     def __len__(self) -> int:
         """Batches of a whole epoch, the same on every rank."""
@@ -144,6 +162,16 @@ class Loader(IterableDataset[Batch]):
         return len(self._samples)
 
     @property
+    def damaged(self) -> list[tuple[str, str]]:
+        """(sample id, modality) of every chip that was skipped because its bytes are damaged."""
+        return list(self._reader.damaged)
+
+    @property
+    def meter(self) -> Meter:
+        """Where the threads' time went since the loader was made."""
+        return self._reader.meter
+
+    @property
     def _global_batch(self) -> int:
         return self.batch_size * self.world_size
 
@@ -157,7 +185,9 @@ class Loader(IterableDataset[Batch]):
             "epoch": self._epoch,
             "offset": self._offset,
             "seed": self.seed,
-            "shuffle": int(self.shuffle),
+            "shuffle": _SHUFFLES.index(self.shuffle),
+            "block": self.block if self.shuffle == "blocks" else 0,
+            "window": self.window if self.shuffle == "blocks" else 0,
             "samples": len(self._samples),
             "digest": self._digest,
         }
@@ -192,105 +222,57 @@ class Loader(IterableDataset[Batch]):
 
     def _run(self, epoch: int, start: int) -> Iterator[Batch]:
         """Read ahead and yield; the state moves with what is yielded. Threads have ended when this has."""
-        n = len(self._samples)
-        steps = order.batches(n, self._global_batch, drop_last=self.drop_last, start=start)
-        positions = self._order(epoch)
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="mmbuild-batch")
-        ahead: deque[Future[dict[str, Any]]] = deque()
+        steps = self._steps(epoch, start)
+        pipeline = Pipeline(self._assembly, steps, epoch=epoch, threads=self._threads, prefetch=self.prefetch)
+        jobs = iter(pipeline)
         try:
-            for i, (_, stop) in enumerate(steps):
-                for begin, end in steps[i + len(ahead) : i + 1 + self.prefetch]:
-                    mine = slice(*order.share(begin, end, rank=self.rank, world_size=self.world_size))
-                    ahead.append(pool.submit(self._assemble, positions[mine], epoch))
-                batch = self._to_tensors(ahead.popleft().result(), epoch)
-                self._epoch, self._offset = (epoch, stop) if i + 1 < len(steps) else (epoch + 1, 0)
+            for i, step in enumerate(steps):
+                job = next(jobs)
+                self._epoch, self._offset = (epoch, step.stop) if i + 1 < len(steps) else (epoch + 1, 0)
+                self.waited_s = pipeline.wait_s
+                batch = self._uploads.send(job.result) | {"gsd": self._gsd(), "epoch": epoch}
+                # What is left of the batch here would keep its memory from being used again.
+                del job
                 yield batch
+                del batch
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            jobs.close()  # type: ignore[attr-defined]
         if not steps:
             self._epoch, self._offset = epoch + 1, 0
 
-    def _order(self, epoch: int) -> np.ndarray:
+    def _gsd(self) -> dict[str, float | None]:
+        return {field.name: field.gsd for field in self.fields}
+
+    def _steps(self, epoch: int, start: int) -> list[Step]:
+        """This rank's part of every global batch from ``start`` on."""
         n = len(self._samples)
-        if not self.shuffle:
-            return np.arange(n, dtype=np.int64)
-        return order.epoch_order(n, seed=self.seed, epoch=epoch, digest=self._digest)
+        positions, groups = self._order(epoch)
+        cuts = order.batches(n, self._global_batch, drop_last=self.drop_last, start=start)
+        steps = []
+        for begin, end in cuts:
+            whole = positions[begin:end]
+            if groups is not None and self.world_size > 1:
+                # Ranks share a batch by groups, so that each reads few of them; which samples it has is the same.
+                whole = whole[np.argsort(groups[whole], kind="stable")]
+            low, high = order.share(0, end - begin, rank=self.rank, world_size=self.world_size)
+            own = whole[low:high]
+            of_own = None if groups is None else groups[own]
+            steps.append(Step(positions=own, slots=self._samples.slots[own], groups=of_own, stop=end))
+        return steps
 
-    def _assemble(self, positions: np.ndarray, epoch: int) -> dict[str, Any]:
-        """One batch as numpy arrays."""
-        samples = self._samples
-        slots, ids = samples.slots[positions], [samples.ids[i] for i in positions.tolist()]
-        geometry = transforms.choose_geometry(ids, self._units, augment=self.augment, seed=self.seed, epoch=epoch)
-        chips = self._reader.read(slots, crop=geometry.crop)
-        batch: dict[str, Any] = {"id": ids, "index": slots}
-        for name in ("lon", "lat", "time"):
-            batch[name] = getattr(samples, name)[positions]
-        for field in self.fields:
-            values = transforms.transform(field, _turned(field, chips, geometry))
-            batch |= _entries(field, values, self._times(field, values, slots))
-        return batch
-
-    def _times(self, field: Field, values: Values, slots: np.ndarray) -> np.ndarray:
-        """(n, time) UTC seconds of the member that each sample's values come from."""
-        times = np.full((len(slots), field.shape[0]), NO_TIME, dtype=np.int64)
-        for place, modality in enumerate(field.members):
-            rows = values.level == place
-            times[rows] = self._reader.tables[modality.name].epoch_s[slots[rows]]
-        return times
-
-    def _to_tensors(self, batch: dict[str, Any], epoch: int) -> Batch:
-        tensors: Batch = {}
-        for key, value in batch.items():
-            if isinstance(value, np.ndarray):
-                # from_numpy shares memory with an array that only this batch owns.
-                tensor = torch.from_numpy(value)
-                dtype = self.dtype if tensor.dtype == torch.float32 else tensor.dtype
-                tensors[key] = tensor.to(device=self.device, dtype=dtype)
-            else:
-                tensors[key] = value
-        return tensors | {"gsd": {field.name: field.gsd for field in self.fields}, "epoch": epoch}
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The epoch's permutation, and each sample's group where samples of a group stay together."""
+        n = len(self._samples)
+        if self.shuffle is False:
+            return np.arange(n, dtype=np.int64), None
+        if self.shuffle is True:
+            return order.epoch_order(n, seed=self.seed, epoch=epoch, digest=self._digest), None
+        groups = order.block_groups(self._samples.slots, self.corpus.samples_per_shard, self.block)
+        found = order.block_order(groups, window=self.window, seed=self.seed, epoch=epoch, digest=self._digest)
+        return found, groups
 
 
-def read_samples(corpus: Corpus, records: pa.Table, split: str | None) -> Samples:
-    """The catalogued samples of a split by slot.
-
-    Raises UserError without a catalogue, and for a split that is unknown or empty, listing those that are not.
-    """
-    where = corpus.store.url
-    try:
-        data = corpus.store.get("items.parquet")
-    except FileNotFoundError:
-        raise UserError("there is no catalogue yet", where, f"make it: mmbuild catalog {where}") from None
-    items = pq.read_table(io.BytesIO(data), columns=["id", "split", "mmbuild:index"])
-    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(items["split"]).to_pylist()}
-    if split is not None:
-        items = items.filter(pc.equal(items["split"], split))
-    if len(items) == 0:
-        known = ", ".join(f"{name or 'none'} {count}" for name, count in sorted(counts.items())) or "no samples"
-        raise UserError(f"no sample in split {split!r}", where, f"the catalogue has: {known}")
-    items = items.sort_by("mmbuild:index")
-    slots = items["mmbuild:index"].to_numpy().astype(np.int64)
-    rows = _a_record_of(records, slots)
-    if (rows < 0).any():
-        lost = items["id"][int(np.flatnonzero(rows < 0)[0])].as_py()
-        raise IntegrityError(
-            f"{where}: sample {lost} is catalogued but has no commit record; run mmbuild catalog {where}"
-        )
-    lon, lat = (records[name].to_numpy()[rows] for name in ("lon", "lat"))
-    time = epoch_seconds(records["anchor_time"])[rows]
-    return Samples(ids=items["id"].to_pylist(), slots=slots, lon=lon, lat=lat, time=time)
-
-
-def _a_record_of(records: pa.Table, slots: np.ndarray) -> np.ndarray:
-    """The row of a record of each slot, -1 for none; all records of a slot carry the same place and anchor."""
-    of_record = records["slot"].to_numpy()
-    row_of = np.full(int(max(of_record.max(initial=-1), slots.max())) + 1, -1, dtype=np.int64)
-    row_of[of_record] = np.arange(len(of_record))
-    rows: np.ndarray = row_of[slots]
-    return rows
-
-
-def _fields(corpus: Corpus, names: Sequence[str] | None, normalize: bool) -> tuple[Field, ...]:
+def make_fields(corpus: Corpus, names: Sequence[str] | None, *, normalize: bool) -> tuple[Field, ...]:
     """The entries of a batch, with the statistics of the train split when values are to be normalised."""
     statistics = None
     if normalize:
@@ -307,49 +289,14 @@ def _fields(corpus: Corpus, names: Sequence[str] | None, normalize: bool) -> tup
     return transforms.make_fields(corpus.modalities, shapes, gsds, statistics, names=names, one_of=one_of)
 
 
-def _window_units(fields: Sequence[Field], crop: int | None, augment: bool) -> tuple[int, int] | None:
-    """(units, size) of the crop window, None without one; UserError when chips cannot be cut or turned so."""
-    sides = {field.name: field.shape[-1] for field in fields if field.is_pixel}
-    for field in fields:
-        if (augment or crop) and field.is_pixel and field.shape[-1] != field.shape[-2]:
-            raise UserError(
-                f"{field.name}: chips of {field.shape[-2:]} pixels are not square",
-                fix="set crop=None, augment=False",
-            )
-    if crop is None:
-        return None
-    if not sides:
-        raise UserError(f"crop: {crop}, but no pixel-level modality was asked for", fix="leave crop out")
-    return transforms.crop_units(sides, crop)
-
-
-def _cropped(field: Field, units: tuple[int, int] | None) -> Field:
-    """The field with the shape that its chips have after the crop."""
-    if units is None or not field.is_pixel:
-        return field
-    side = field.shape[-1] // units[0] * units[1]
-    return replace(field, shape=(*field.shape[:-2], side, side))
-
-
-def _turned(field: Field, chips: Mapping[str, Chips], geometry: Geometry) -> dict[str, Chips]:
-    """The chips of a field's members, flipped and turned if they are pixels."""
-    own = {modality.name: chips[modality.name] for modality in field.members}
-    if not field.is_pixel:
-        return own
-    return {name: Chips(data=transforms.turn(one.data, geometry), stored=one.stored) for name, one in own.items()}
-
-
-def _entries(field: Field, values: Values, times: np.ndarray) -> dict[str, np.ndarray]:
-    """What a field adds to a batch; the time axis goes when it has one step."""
-    entries = {field.name: values.data, f"{field.name}_mask": values.mask, f"{field.name}_time": times}
-    if field.shape[0] == 1:
-        entries = {name: array[:, 0] for name, array in entries.items()}
-    if field.is_alias:
-        entries[f"{field.name}_level"] = values.level
-    return entries
-
-
 def _check_counts(*, least: int = 1, **counts: int) -> None:
     for name, count in counts.items():
         if count < least:
             raise UserError(f"{name}: {count} must be at least {least}", fix="see help(mmbuild.Loader)")
+
+
+def _check_words(**words: tuple[object, tuple[object, ...]]) -> None:
+    for name, (given, allowed) in words.items():
+        if not any(given is one or (isinstance(given, str) and given == one) for one in allowed):
+            choices = ", ".join(repr(one) for one in allowed)
+            raise UserError(f"{name}: {given!r} must be one of {choices}", fix="see help(mmbuild.Loader)")

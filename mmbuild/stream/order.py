@@ -7,6 +7,7 @@ the count of samples that all ranks together have taken, and a run resumes from 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -26,9 +27,40 @@ def epoch_order(n: int, *, seed: int, epoch: int, digest: str) -> np.ndarray:
     Sorts the first n outputs of Philox under a hashed key. The raw stream of a bit generator is what numpy
     promises to keep between versions (NEP 19); ``Generator.permutation`` is not.
     """
-    hashed = hashlib.sha256(f"order {ORDER_VERSION}\n{seed}\n{epoch}\n{digest}".encode()).digest()
-    draws = np.random.Philox(key=np.frombuffer(hashed[:16], dtype="<u8").astype(np.uint64)).random_raw(n)
+    draws = _random_raw(f"order {ORDER_VERSION}\n{seed}\n{epoch}\n{digest}", n)
     return np.argsort(draws, kind="stable").astype(np.int64, copy=False)
+
+
+def _random_raw(key: str, n: int) -> np.ndarray:
+    """n uint64 of Philox under a hashed key."""
+    hashed = hashlib.sha256(key.encode()).digest()
+    return np.random.Philox(key=np.frombuffer(hashed[:16], dtype="<u8").astype(np.uint64)).random_raw(n)
+
+
+def block_order(groups: np.ndarray, *, window: int, seed: int, epoch: int, digest: str) -> np.ndarray:
+    """A permutation of the samples in which those of a group stay near each other, int64, keyed as ``epoch_order``.
+
+    groups: (n,) the group of each sample, 0..G-1: samples that lie side by side in one shard. The groups are permuted,
+    and every sample is moved back by less than ``window`` groups. So a reader holds ``window`` groups at a time and
+    fetches each once, and a batch draws from about that many: whole-number keys, the same on every machine.
+    """
+    rank = np.argsort(
+        epoch_order(int(groups.max(initial=-1)) + 1, seed=seed, epoch=epoch, digest=digest), kind="stable"
+    )
+    draws = _random_raw(f"window {ORDER_VERSION}\n{seed}\n{epoch}\n{digest}", len(groups)) >> np.uint64(32)
+    keys = (rank[groups].astype(np.uint64) << np.uint64(32)) + draws * np.uint64(window)
+    return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
+
+
+def next_corpus(taken: Sequence[int], weights: Sequence[float]) -> int:
+    """Which of several corpora gives the next batch: the one that is furthest behind its share of samples.
+
+    taken: samples that each has given so far. A function of the counts alone, so that every rank chooses the same.
+    """
+    total, whole = sum(taken), sum(weights)
+    behind = [weight / whole * total - own for own, weight in zip(taken, weights, strict=True)]
+    ratio = [short + weight / whole for short, weight in zip(behind, weights, strict=True)]
+    return max(range(len(ratio)), key=lambda i: (ratio[i], -i))
 
 
 def count_batches(n: int, batch_size: int, *, drop_last: bool, start: int = 0) -> int:
@@ -69,3 +101,11 @@ def sample_draws(purpose: str, *, seed: int, epoch: int, sample_id: str) -> np.n
     """Eight uint64 keyed by (purpose, seed, epoch, sample id): what augmentation and masks are drawn from."""
     text = f"{purpose}\n{seed}\n{epoch}\n{sample_id}".encode()
     return np.frombuffer(hashlib.blake2b(text, digest_size=64).digest(), dtype="<u8").astype(np.uint64)
+
+
+def block_groups(slots: np.ndarray, samples_per_shard: int, block: int) -> np.ndarray:
+    """The group of every sample: up to ``block`` neighbours of one shard; numbered 0.. without gaps, int64."""
+    per_shard = -(-samples_per_shard // block)
+    shard, within = np.divmod(np.asarray(slots, dtype=np.int64), samples_per_shard)
+    _, groups = np.unique(shard * per_shard + within // block, return_inverse=True)
+    return groups.astype(np.int64, copy=False)

@@ -1,0 +1,202 @@
+"""What a batch is made of: which chips its samples need, the memory they go to, and the entries that come out.
+
+Reading and decoding are the reader's, order and threads the loader's; here is what belongs together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from mmbuild.stream import plan, transforms
+from mmbuild.stream.buffers import Allocate, Blocks, Entry, plain_memory
+from mmbuild.stream.catalogue import Samples
+from mmbuild.stream.images import image_tables
+from mmbuild.stream.index import NO_TIME, ChipTable
+from mmbuild.stream.reader import Chips, Reader
+from mmbuild.stream.targets import WHOLE, Convert, Geometry, Target
+from mmbuild.stream.transforms import Field, Values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One modality behind a field of a batch; place: among the field's members."""
+
+    field: Field
+    place: int
+    table: ChipTable
+    convert: Convert | None
+    bands: np.ndarray | None
+
+
+@dataclass(kw_only=True)
+class Parts:
+    """A batch under way. levels: by field, which member each sample's values come from, -1 for none."""
+
+    ids: list[str]
+    positions: np.ndarray
+    slots: np.ndarray
+    geometry: Geometry
+    arrays: dict[str, np.ndarray]
+    levels: dict[str, np.ndarray]
+    targets: list[Target]
+
+
+class Assembly:
+    """Makes batches of some fields from a reader. raw: stored values and no masks."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        samples: Samples,
+        fields: Sequence[Field],
+        *,
+        rows: int,
+        units: tuple[int, int] | None = None,
+        augment: bool = False,
+        seed: int = 0,
+        raw: bool = False,
+        allocate: Allocate = plain_memory,
+    ) -> None:
+        self._made_of = (reader, samples, tuple(fields))
+        self._options = {"rows": rows, "units": units, "augment": augment, "seed": seed, "raw": raw}
+        self.reader, self.samples, self.fields, self.raw = reader, samples, tuple(fields), raw
+        self._units, self._augment, self._seed = units, augment, seed
+        self._images = image_tables(reader)
+        self._members = [m for one in fields for m in _members(one, reader, raw=raw)]
+        # Members whose chips are decoded one by one; image-level ones come from tables.
+        self._decoded = [m for m in self._members if m.table.name not in self._images]
+        self.tables = [m.table for m in self._decoded]
+        self._in_block = [one for one in fields if one.members[0].name not in self._images]
+        self.blocks = Blocks(_entries(self._in_block, raw=raw), rows, allocate)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to another process, it makes its own memory there, and plain."""
+        return (_again, (self._made_of, self._options))
+
+    def chunks(self, slots: np.ndarray) -> plan.Chunks:
+        """The chunks that these slots need: of alternatives only those of the member that is taken."""
+        levels = {one.name: self._levels(one, slots) for one in self._in_block}
+        wanted = [levels[m.field.name] == m.place for m in self._decoded]
+        return plan.find_chunks(self.tables, slots, wanted)
+
+    def loads(self, slots: np.ndarray) -> list[Callable[[], None]]:
+        """What has to be read before the image-level values of these slots are there."""
+        return [partial(table.load, shard) for table in self._images.values() for shard in table.unknown(slots)]
+
+    def begin(self, positions: np.ndarray, slots: np.ndarray, epoch: int) -> Parts:
+        """Memory for a batch, with every place that no chip will fill marked as missing."""
+        ids = self.samples.ids_at(positions)
+        geometry = transforms.choose_geometry(ids, self._units, augment=self._augment, seed=self._seed, epoch=epoch)
+        arrays = self.blocks.take(len(slots))
+        levels = {one.name: self._levels(one, slots) for one in self.fields}
+        targets = [self._target(m, arrays, geometry) for m in self._decoded]
+        for member, target in zip(self._decoded, targets, strict=True):
+            taken = levels[member.field.name] == member.place
+            absent = taken[:, None] & (member.table.length[slots] == 0)
+            if member.place == 0:
+                absent |= (levels[member.field.name] < 0)[:, None]
+            if absent.any():
+                target.clear(*np.nonzero(absent))
+        return Parts(
+            ids=ids, positions=positions, slots=slots, geometry=geometry, arrays=arrays, levels=levels, targets=targets,
+        )  # fmt: skip
+
+    def finish(self, parts: Parts) -> dict[str, Any]:
+        """The entries of a batch whose chips are all in place, as numpy arrays."""
+        samples = self.samples
+        batch: dict[str, Any] = {"id": parts.ids, "index": parts.slots}
+        for name in ("lon", "lat", "time"):
+            batch[name] = getattr(samples, name)[parts.positions]
+        taken = {name: table.take(parts.slots) for name, table in self._images.items()}
+        for one in self.fields:
+            if one.members[0].name in self._images:
+                batch |= self._image_entries(one, taken, parts)
+            else:
+                batch[one.name] = parts.arrays[one.name]
+                if not self.raw:
+                    batch[f"{one.name}_mask"] = parts.arrays[f"{one.name}_mask"]
+            level = parts.levels[one.name]
+            batch[f"{one.name}_time"] = self._times(one, level, parts.slots)
+            if one.shape[0] == 1:
+                for key in (one.name, f"{one.name}_mask", f"{one.name}_time"):
+                    if key in batch:
+                        batch[key] = batch[key][:, 0]
+            if one.is_alias:
+                batch[f"{one.name}_level"] = level
+        return batch
+
+    def _image_entries(self, one: Field, taken: dict[str, Chips], parts: Parts) -> dict[str, np.ndarray]:
+        if self.raw:
+            return {one.name: _chosen(one, taken, parts.levels[one.name])}
+        values: Values = transforms.transform(one, taken)
+        parts.levels[one.name] = values.level
+        return {one.name: values.data, f"{one.name}_mask": values.mask}
+
+    def _levels(self, one: Field, slots: np.ndarray) -> np.ndarray:
+        """Which member of a field each slot has: the first that is stored at any time, -1 for none."""
+        level = np.full(len(slots), -1, dtype=np.int64)
+        for place in range(len(one.members) - 1, -1, -1):
+            level[self.reader.tables[one.members[place].name].length[slots].any(axis=1)] = place
+        return level
+
+    def _times(self, one: Field, level: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        """(n, time) UTC seconds of the member that each sample's values come from."""
+        times = np.full((len(slots), one.shape[0]), NO_TIME, dtype=np.int64)
+        for place, modality in enumerate(one.members):
+            rows = level == place
+            times[rows] = self.reader.tables[modality.name].epoch_s[slots[rows]]
+        return times
+
+    def _target(self, member: Member, arrays: dict[str, np.ndarray], geometry: Geometry) -> Target:
+        one = member.field
+        missing = member.table.layout.modality.fill if self.raw else transforms.masked_value(one)
+        return Target(
+            table=member.table, data=arrays[one.name], mask=arrays.get(f"{one.name}_mask"), missing=missing,
+            convert=member.convert, bands=member.bands, geometry=geometry if one.is_pixel else WHOLE,
+        )  # fmt: skip
+
+
+def _again(made_of: tuple[Any, ...], options: dict[str, Any]) -> Assembly:
+    return Assembly(*made_of, **options)
+
+
+def _members(one: Field, reader: Reader, *, raw: bool) -> list[Member]:
+    return [
+        Member(
+            field=one, place=place, table=reader.tables[modality.name],
+            convert=None if raw else transforms.converter(one, place), bands=_bands(one, place),
+        )
+        for place, modality in enumerate(one.members)
+    ]  # fmt: skip
+
+
+def _bands(one: Field, place: int) -> np.ndarray | None:
+    own = one.members[place].band_names
+    return None if own == one.bands else np.array([own.index(name) for name in one.bands])
+
+
+def _entries(fields: Sequence[Field], *, raw: bool) -> dict[str, Entry]:
+    entries = {}
+    for one in fields:
+        value = one.members[0].np_dtype if raw else np.dtype(np.int64 if one.is_categorical else np.float32)
+        entries[one.name] = Entry(shape=one.shape, dtype=value)
+        if not raw:
+            entries[f"{one.name}_mask"] = Entry(shape=one.shape, dtype=np.dtype(bool))
+    return entries
+
+
+def _chosen(one: Field, taken: dict[str, Chips], level: np.ndarray) -> np.ndarray:
+    """Stored image-level values of whichever member a sample has."""
+    data = taken[one.members[0].name].data
+    if one.is_alias:
+        data = np.full((len(level), *one.shape), one.members[0].fill, one.members[0].np_dtype)
+        for place, modality in enumerate(one.members):
+            bands = _bands(one, place)
+            own = taken[modality.name].data[level == place]
+            data[level == place] = own if bands is None else own[:, :, bands]
+    return data

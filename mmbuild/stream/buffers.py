@@ -1,0 +1,63 @@
+"""Memory for batches that is used again as soon as nobody holds the batch any more, and never before.
+
+New memory costs a page fault every 4 KiB, which takes longer than decoding into it (measured). Who keeps a batch keeps
+its memory; a batch that was given out never changes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+# Arrays begin at multiples of a cache line, so that no two threads write into the same one.
+_ALIGN = 64
+Allocate = Callable[[int], np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One array of a batch: (n, *shape)."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def nbytes(self, n: int) -> int:
+        return n * int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+def plain_memory(nbytes: int) -> np.ndarray:
+    return np.empty(nbytes, np.uint8)
+
+
+class Blocks:
+    """A pool of blocks, each large enough for a batch of ``rows`` samples."""
+
+    def __init__(self, entries: Mapping[str, Entry], rows: int, allocate: Allocate = plain_memory) -> None:
+        self._entries, self._rows, self._allocate = dict(entries), rows, allocate
+        self._free: list[np.ndarray] = []
+        self._nbytes = sum(-(-entry.nbytes(rows) // _ALIGN) * _ALIGN for entry in self._entries.values())
+        self.made = 0
+
+    def take(self, n: int) -> dict[str, np.ndarray]:
+        """The arrays of a batch of n samples, content undefined; their memory comes back when the last one dies."""
+        try:
+            block = self._free.pop()
+        except IndexError:
+            block = self._allocate(self._nbytes)
+            self.made += 1
+        # Every array made of the lease holds it, and whoever makes a tensor of such an array holds the array. (A
+        # memoryview would not do: numpy makes another of the same memory and lets the first one go.)
+        lease: Any = (ctypes.c_ubyte * self._nbytes).from_buffer(block)  # type: ignore[arg-type]
+        weakref.finalize(lease, self._free.append, block).atexit = False
+        arrays, offset = {}, 0
+        for name, entry in self._entries.items():
+            count = n * int(np.prod(entry.shape, dtype=np.int64))
+            array = np.frombuffer(lease, entry.dtype, count, offset) if count else np.empty(0, entry.dtype)
+            arrays[name] = array.reshape(n, *entry.shape)
+            offset += -(-entry.nbytes(self._rows) // _ALIGN) * _ALIGN
+        return arrays

@@ -1,0 +1,34 @@
+"""Encoded chunks into arrays that are there already: checksum, then Blosc.
+
+Decoding releases the GIL and uses no thread of Blosc's own. Damaged bytes are a ValueError that says what is wrong.
+Parts of a chip are not decoded by themselves: with LZ4 a Blosc block is never below 64 KiB, two planes of 128 px, so
+that a window needs nearly every block (measured); what is outside a window is decoded and not copied.
+"""
+
+from __future__ import annotations
+
+import google_crc32c
+import numpy as np
+from numcodecs import blosc
+
+CRC_BYTES = 4
+_HEADER_BYTES = 16
+# crc32c of any bytes followed by their own crc32c (little-endian): so a chunk is checked without taking it apart.
+_CRC_RESIDUE = 0x48674BC7
+
+
+def decode_chunk(chunk: bytes, out: np.ndarray) -> None:
+    """Decode one inner chunk into ``out`` (C-contiguous, the chip's dtype and shape), the GIL released.
+
+    ValueError when the checksum is wrong or the chunk holds another number of bytes.
+    """
+    if len(chunk) < _HEADER_BYTES + CRC_BYTES or google_crc32c.value(chunk) != _CRC_RESIDUE:
+        raise ValueError("its checksum is wrong")
+    size = int.from_bytes(chunk[4:8], "little")  # the Blosc header: bytes 4 to 8 are the decoded size
+    if size != out.nbytes:
+        raise ValueError(f"it decodes to {size} bytes where {out.nbytes} belong")
+    try:
+        # Given a destination, Blosc writes in place; outside the main thread it then releases the GIL.
+        blosc.decompress(chunk, out)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error

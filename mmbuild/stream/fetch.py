@@ -1,0 +1,117 @@
+"""Byte ranges of a corpus's objects: by pread from a folder, by many requests at once from an object store.
+
+It knows nothing of what the bytes mean. A range that is not there is FileNotFoundError or EOFError.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
+from typing import Any
+
+from mmbuild.errors import UserError
+from mmbuild.store import Store
+from mmbuild.stream.cache import Cache
+
+# Shard objects kept open on a local disk; far below the usual limit of 1,024 files a process.
+MAX_OPEN_FILES = 128
+# A request that failed is repeated after these waits; obstore has repeated what it could before.
+RETRY_WAITS_S = (0.1, 0.5, 1.0, 2.0, 4.0)
+
+
+class LocalFiles:
+    """Ranges of files that stay open between reads; the least used are closed."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = Lock()
+        self._open: OrderedDict[str, OpenFile] = OrderedDict()
+
+    def file(self, key: str) -> OpenFile:
+        """FileNotFoundError when there is none."""
+        with self._lock:
+            found = self._open.get(key)
+            if found is None:
+                found = self._open[key] = OpenFile(os.fspath(self._store.handle(key)))
+                if len(self._open) > MAX_OPEN_FILES:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(key)
+            return found
+
+    def close(self) -> None:
+        with self._lock:
+            self._open.clear()
+
+
+class OpenFile:
+    """An open file that closes when its last user lets go, so that eviction never closes it under a read."""
+
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self, start: int, length: int) -> bytes:
+        """Exactly ``length`` bytes; EOFError when the file is too short."""
+        data = os.pread(self._fd, length, start)
+        while len(data) < length:  # a signal may shorten a read; an empty answer is the end of the file
+            more = os.pread(self._fd, length - len(data), start + len(data))
+            if not more:
+                raise EOFError(f"{len(data)} of {length} bytes at {start}")
+            data += more
+        return data
+
+    def __del__(self) -> None:
+        if hasattr(self, "_fd"):
+            os.close(self._fd)
+
+
+class Requests:
+    """Ranges of an object store, ``connections`` at a time, through a cache on the local disk if there is one."""
+
+    def __init__(self, store: Store, *, connections: int, cache: Cache | None) -> None:
+        self._store, self._cache = store, cache
+        self._pool = ThreadPoolExecutor(connections, thread_name_prefix="mmbuild-request")
+        self.requests = self.bytes = self.retries = 0
+
+    def submit(self, key: str, start: int, length: int, stamp: int, done: Callable[[Future[bytes]], None]) -> None:
+        """Ask for a range; ``done`` gets the future in the thread that got it. stamp: the object's version."""
+        self._pool.submit(self._get, key, start, length, stamp).add_done_callback(done)
+
+    def get(self, key: str, start: int, length: int) -> bytes:
+        """Exactly ``length`` bytes from the store itself, past the cache."""
+        for wait_s in RETRY_WAITS_S:
+            try:
+                return self._ask(key, start, length)
+            except (UserError, EOFError):
+                self.retries += 1
+                time.sleep(wait_s)
+        return self._ask(key, start, length)
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _get(self, key: str, start: int, length: int, stamp: int) -> bytes:
+        if self._cache is None:
+            return self.get(key, start, length)
+        name = f"{key} {start} {length} {stamp}"
+        found = self._cache.get(name)
+        if found is None or len(found) != length:
+            found = self.get(key, start, length)
+            self._cache.put(name, found)
+        return found
+
+    def _ask(self, key: str, start: int, length: int) -> bytes:
+        data = self._store.get_range(key, start, length)
+        self.requests += 1
+        self.bytes += len(data)
+        if len(data) != length:
+            raise EOFError(f"{len(data)} of {length} bytes at {start}")
+        return data
+
+
+def no_pickle(state: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The state of an object without its threads and files."""
+    return {name: value for name, value in state.items() if name not in names}

@@ -1,0 +1,72 @@
+"""Image-level values as tables in memory: a shard's are read when a sample of it is first asked for, then never again.
+
+They are a few bytes a sample; read chunk by chunk they would cost as many calls as the pixels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mmbuild.stream.index import ChipTable
+from mmbuild.stream.plan import find_chunks
+from mmbuild.stream.reader import Chips, Reader, Row
+from mmbuild.stream.targets import Target
+
+# Above this size the tables of a corpus would be memory that its user misses: chips are then read one by one.
+MAX_TABLE_BYTES = 256 * 2**20
+
+
+class ImageTable:
+    """The values of one image-level modality by slot, (slot, time, band), nodata where none is stored."""
+
+    def __init__(self, reader: Reader, table: ChipTable) -> None:
+        layout = table.layout
+        self._reader, self.table = reader, table
+        data = np.full((reader.index.n_slots, layout.times, *layout.chip), layout.modality.fill)
+        self._target = Target(table=table, data=data, missing=layout.modality.fill)
+        self._known = np.zeros(len(reader.index.stamps), bool)
+        self._damaged: dict[int, tuple[Row, Exception]] = {}
+
+    def unknown(self, slots: np.ndarray) -> list[int]:
+        """The shards of these slots whose values are not in memory yet."""
+        shards = np.unique(slots // self.table.layout.samples_per_shard)
+        return [int(shard) for shard in shards[~self._known[shards]]]
+
+    def load(self, shard: int) -> None:
+        """Read a shard's values; a damaged one is told when its sample is asked for. Twice does no harm."""
+        per_shard = self.table.layout.samples_per_shard
+        slots = np.arange(shard * per_shard, min((shard + 1) * per_shard, self._reader.index.n_slots))
+        chunks = find_chunks([self.table], slots)
+        # The row of a chunk in the table is its slot.
+        rows = [(*row[:5], row[4], row[6]) for row in chunks.rows(0, len(chunks))]
+        if rows:
+            data = self._reader.range_of(self.table, rows)
+            self._reader.fill(rows, [self._target], data=data, origin=rows[0][2], damage=self._note)
+        self._known[shard] = True
+
+    def take(self, slots: np.ndarray) -> Chips:
+        """The values of slots that were loaded. Damaged ones raise IntegrityError, or are noted as not stored."""
+        stored = self.table.length[slots] > 0
+        if self._damaged:
+            for position, slot in enumerate(slots.tolist()):
+                if slot in self._damaged:
+                    row, error = self._damaged[slot]
+                    self._reader.damage(self._target, row, error)
+                    stored[position, row[6]] = False
+        return Chips(data=self._target.data[slots], stored=stored)
+
+    def _note(self, target: Target, row: Row, error: Exception) -> None:
+        self._damaged[row[4]] = (row, error)
+
+
+def image_tables(reader: Reader) -> dict[str, ImageTable]:
+    """A table for every image-level modality, or none when they would take too much memory."""
+    found = [table for table in reader.tables.values() if table.layout.gsd is None]
+    values = sum(table.layout.times * int(np.prod(table.layout.chip)) * _itemsize(table) for table in found)
+    if values * reader.index.n_slots > MAX_TABLE_BYTES:
+        return {}
+    return {table.name: ImageTable(reader, table) for table in found}
+
+
+def _itemsize(table: ChipTable) -> int:
+    return int(table.layout.modality.np_dtype.itemsize)

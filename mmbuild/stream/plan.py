@@ -1,0 +1,88 @@
+"""PURE: which chunks a batch needs, cut into equal parts of work for threads or into few ranges for requests.
+
+No sample becomes a Python object here: a batch is a handful of sorted arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from mmbuild.stream.index import ChipTable
+
+# Neighbours closer than this are fetched in one go: on an object store, 64 KiB more cost less than a request.
+MAX_GAP_BYTES = 64 * 2**10
+# No request is longer than this, so that a batch is fetched over many connections at once.
+MAX_RANGE_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunks:
+    """The stored chunks of some samples, one entry each, sorted by member, shard and place in it.
+
+    member: number of the table; position: the sample's row in the batch; start, length: byte range in the shard.
+    """
+
+    member: np.ndarray
+    shard: np.ndarray
+    start: np.ndarray
+    length: np.ndarray
+    slot: np.ndarray
+    position: np.ndarray
+    time: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.member)
+
+    def rows(self, low: int, high: int) -> list[tuple[int, int, int, int, int, int, int]]:
+        """Entries low..high as (member, shard, start, length, slot, position, time)."""
+        columns = (self.member, self.shard, self.start, self.length, self.slot, self.position, self.time)
+        return list(zip(*(column[low:high].tolist() for column in columns), strict=True))
+
+
+def find_chunks(tables: Sequence[ChipTable], slots: np.ndarray, wanted: Sequence[np.ndarray] | None = None) -> Chunks:
+    """The stored chunks of ``slots``; wanted: for each table, which of the slots it is asked for (bool), or all."""
+    parts = [np.zeros((7, 0), np.int64)]
+    for member, table in enumerate(tables):
+        rows = np.arange(len(slots)) if wanted is None else np.flatnonzero(wanted[member])
+        at, time = np.nonzero(table.length[slots[rows]])
+        slot = slots[rows[at]]
+        where = np.full(len(at), member), slot // table.layout.samples_per_shard
+        parts.append(np.stack([*where, table.start[slot, time], table.length[slot, time], slot, rows[at], time]))
+    columns = np.concatenate(parts, axis=1)
+    columns = columns[:, np.lexsort((columns[2], columns[1], columns[0]))]
+    names = ("member", "shard", "start", "length", "slot", "position", "time")
+    return Chunks(**dict(zip(names, columns, strict=True)))
+
+
+def equal_parts(chunks: Chunks, tables: Sequence[ChipTable], parts: int) -> list[tuple[int, int]]:
+    """Cut the chunks into at most ``parts`` consecutive runs (low, high) of about equally many decoded bytes."""
+    if not len(chunks):
+        return []
+    cost = np.array([table.layout.modality.np_dtype.itemsize * int(np.prod(table.layout.chip)) for table in tables])
+    done = np.cumsum(cost[chunks.member])
+    edges = np.searchsorted(done, np.linspace(0, int(done[-1]), parts + 1)[1:-1], side="left") + 1
+    cuts = np.unique(np.concatenate([[0], np.minimum(edges, len(chunks)), [len(chunks)]])).tolist()
+    return list(pairwise(cuts))
+
+
+def ranges(chunks: Chunks) -> list[tuple[int, int]]:
+    """Cut the chunks into runs (low, high) that one request each can fetch: near each other in one shard object."""
+    if not len(chunks):
+        return []
+    end = chunks.start + chunks.length
+    same = (np.diff(chunks.member) == 0) & (np.diff(chunks.shard) == 0)
+    breaks = np.flatnonzero(~(same & (chunks.start[1:] - end[:-1] <= MAX_GAP_BYTES))) + 1
+    cuts = [0]
+    starts, ends = chunks.start.tolist(), end.tolist()
+    for low, high in zip([0, *breaks.tolist()], [*breaks.tolist(), len(chunks)], strict=True):
+        begin = low
+        for i in range(low + 1, high):
+            if ends[i] - starts[begin] > MAX_RANGE_BYTES:
+                cuts.append(i)
+                begin = i
+        cuts.append(high)
+    return list(pairwise(cuts))
