@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from mmbuild.choose import Sample, Scene, Step, distance_s
+from mmbuild.choose import Anchored, Sample, Scene, Step, distance_s
 from mmbuild.recipe import Anchor, Recipe, Seasons
 from mmbuild.times import month_start, parse_date, window_around, year_window
 
@@ -43,7 +43,8 @@ def steps(sample: Sample, recipe: Recipe) -> tuple[Step, ...]:
             Step(time=i, window=window_around(date, times.max_days), target=date) for i, date in enumerate(dates)
         )
     first = anchor_window(sample, recipe.anchor)[0]
-    return tuple(Step(time=i, window=(month_start(first, i), month_start(first, i + 1))) for i in range(times.count))
+    months = [(month_start(first, i), month_start(first, i + 1)) for i in range(times.count)]
+    return tuple(Step(time=i, window=(a, b), target=a + (b - a) / 2) for i, (a, b) in enumerate(months))
 
 
 def phase(seed: int, slot: int, alternate: int, most: int) -> int:
@@ -115,6 +116,19 @@ def accept(ranked: Sequence[Scene], clear: Mapping[str, float | None], anchor: A
     if not fit:
         return None
     return max(fit, key=lambda pair: pair[1])[0] if anchor.pick == "least_cloudy" else fit[0][0]
+
+
+def anchored(
+    step: Step, ranked: Sequence[Scene], clear: Mapping[str, float | None], anchor: Anchor, *, is_composite: bool
+) -> Anchored:
+    """The anchor of a step, or why there is none; the scenes of a composite are an anchor together."""
+    if is_composite and ranked:
+        return Anchored(step=step, status="stored")
+    taken = None if is_composite else accept(ranked, clear, anchor)
+    if taken is None:
+        status, reason = why_no_anchor(ranked, clear, anchor)
+        return Anchored(step=step, status=status, reason=reason)
+    return Anchored(step=step, scene=taken, clear=clear.get(taken.scene_id), status="stored")
 
 
 def why_no_anchor(ranked: Sequence[Scene], clear: Mapping[str, float | None], anchor: Anchor) -> tuple[str, str]:

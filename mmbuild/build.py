@@ -24,7 +24,6 @@ from mmbuild.cube import Corpus, layouts, open_corpus, put_if_changed
 from mmbuild.errors import QuotaStop, UserError
 from mmbuild.finish import finish
 from mmbuild.governor import Governor
-from mmbuild.modality import Modality
 from mmbuild.plan import locate, slots_of_shard
 from mmbuild.recipe import Recipe, load_recipe
 from mmbuild.records import committed_shards, read_record, record_key
@@ -202,15 +201,9 @@ def _lock(recipe: Recipe, source: dict[str, Any]) -> dict[str, Any]:
         "samples": 0,
         "source": source,
         "recipe": recipe.resolved(),
-        "modalities": {name: m.model_dump(mode="json") for name, m in _used(recipe).items()},
+        "modalities": {name: m.model_dump(mode="json") for name, m in recipe.definitions.items()},
         "versions": {name: version(name) for name in _VERSIONS},
     }
-
-
-def _used(recipe: Recipe) -> dict[str, Modality]:
-    """The definitions a corpus depends on: its modalities and those that screen for clouds."""
-    screens = {m.clear.modality for m in recipe.modality_defs.values() if m.clear}
-    return {name: m for name, m in recipe.known_modalities.items() if name in screens | set(recipe.modalities)}
 
 
 def spec_of(recipe: Recipe, name: str | None = None) -> SourceSpec:

@@ -74,7 +74,7 @@ class Anchored:
     step: Step
     scene: Scene | None = None
     clear: float | None = None
-    status: str = "no_data"
+    status: str = "no_data"  # "stored" where there is an anchor: a scene, or the scenes of a composite
     reason: str = ""
 
     @property
@@ -92,6 +92,7 @@ class Choice:
     scenes: tuple[Scene, ...] = ()
     when: datetime | None = None
     window: tuple[datetime, datetime] | None = None
+    reduce: str | None = None  # how several scenes become one image: median, mean, or count of valid observations
     delta_days: float | None = None
     clear_fraction: float | None = None
     status: str = "stored"
@@ -111,7 +112,7 @@ def choose_steps(
     What has one step in a sample of several goes by the first step that has an anchor.
     """
     each = [choose_all(sample, anchored, scenes, recipe) for anchored in anchors]
-    lead = next((i for i, anchored in enumerate(anchors) if anchored.scene is not None), 0)
+    lead = next((i for i, anchored in enumerate(anchors) if anchored.status == "stored"), 0)
     found = {}
     for name in recipe.modality_defs:
         times = recipe.steps_of(name)
@@ -128,12 +129,16 @@ def choose_all(sample: Sample, anchored: Anchored, scenes: Iterable[Scene], reci
             own[scene.modality].append(scene)
     chosen: dict[str, Choice] = {}
     for name, modality in recipe.modality_defs.items():
-        if name in recipe.anchor.products:
+        if recipe.modalities[name].composite is not None:
+            chosen[name] = _composite(name, own[name], anchored.step, sample, recipe)
+        elif name in recipe.anchor.products:
             chosen[name] = _anchor_choice(name, anchored)
-        elif modality.same_scene_as is None:
+        elif modality.same_scene_as is None and modality.count_of is None:
             chosen[name] = _follow(modality, own[name], anchored, sample, recipe)
     for name, modality in recipe.modality_defs.items():
-        if modality.same_scene_as is not None:
+        if modality.count_of is not None:
+            chosen[name] = _count(modality, chosen.get(modality.count_of))
+        elif modality.same_scene_as is not None:
             chosen[name] = _companion(modality, chosen.get(modality.same_scene_as), own[name])
     return {name: chosen[name] for name in recipe.modality_defs}
 
@@ -147,6 +152,36 @@ def _anchor_choice(name: str, anchored: Anchored) -> Choice:
         return Choice(modality=name, status="not_asked", reason=f"the anchor of this sample is {anchor.modality}")
     delta = 0.0 if target is None or anchor.time is None else _days(anchor.time, target)
     return Choice(modality=name, scenes=(anchor,), when=anchor.time, delta_days=delta, clear_fraction=anchored.clear)
+
+
+def _composite(name: str, own: Sequence[Scene], step: Step, sample: Sample, recipe: Recipe) -> Choice:
+    """The scenes of a step's window, one of each pass, the least cloudy of them where only so many are asked for."""
+    use, limit = recipe.modalities[name], recipe.anchor.max_cloud
+    inside = [s for s in own if _inside(s, step.window) and (limit is None or s.cloud is None or s.cloud <= limit)]
+    passes = sorted(_passes(inside, sample), key=lambda scene: (scene.cloud or 0.0, scene.time, scene.scene_id))
+    scenes = sorted(passes[: use.max_scenes], key=lambda scene: (scene.time, scene.scene_id))
+    if not scenes:
+        reason = f"no {name} scene covers the sample between {step.window[0]:%Y-%m-%d} and {step.window[1]:%Y-%m-%d}"
+        return Choice(modality=name, window=step.window, status="no_data", reason=reason)
+    return Choice(modality=name, scenes=tuple(scenes), when=step.target, window=step.window, reduce=use.composite)
+
+
+def _passes(scenes: Sequence[Scene], sample: Sample) -> list[Scene]:
+    """One scene of each pass: a pass is cut into scenes that overlap, and its ground must not count twice."""
+    found: list[Scene] = []
+    for scene in sorted(scenes, key=lambda scene: (scene.time, scene.epsg != sample.epsg, scene.scene_id)):
+        if not found or distance_s(scene, found[-1].time) > ONE_PASS_S:
+            found.append(scene)
+        elif found[-1].epsg != sample.epsg and scene.epsg == sample.epsg:
+            found[-1] = scene
+    return found
+
+
+def _count(modality: Modality, host: Choice | None) -> Choice:
+    """How many observations are behind each pixel of the host's composite."""
+    if host is None or not host.scenes:
+        return Choice(modality=modality.name, status="not_asked", reason=f"{modality.count_of} has no scene here")
+    return replace(host, modality=modality.name, reduce="count")
 
 
 def _companion(modality: Modality, host: Choice | None, own: Sequence[Scene]) -> Choice:

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from mmbuild.errors import UserError
 from mmbuild.explain import Problem, as_user_error, cross_error, suggest, validate
-from mmbuild.yamlfile import Document, read_yaml
+from mmbuild.yamlfile import Document, Key, read_yaml
 
 BUILT_IN = Path(__file__).parent / "modalities"
 
@@ -63,10 +63,20 @@ class ClassDef(_Strict):
 
 
 class Clear(_Strict):
-    """How clear ground is told from cloud: pixels of a categorical modality that carry one of these codes."""
+    """How clear ground is told from cloud: class codes of a categorical modality, or a limit for a continuous one."""
 
-    modality: str = Field(pattern=NAME, description="the categorical modality that is looked at")
-    codes: tuple[int, ...] = _listed(1, description="its class codes that count as clear ground")
+    modality: str = Field(pattern=NAME, description="the modality that is looked at")
+    band: str | None = Field(None, description="the band of it; its first when left out")
+    codes: tuple[int, ...] = Field((), strict=False, description="its class codes that count as clear ground")
+    at_least: float | None = Field(None, description="lowest stored value that counts as clear ground")
+    at_most: float | None = Field(None, description="highest stored value that counts as clear ground")
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Clear:
+        if sum((bool(self.codes), self.at_least is not None, self.at_most is not None)) != 1:
+            reason = "needs exactly one of codes, at_least and at_most"
+            raise cross_error([Problem(key=(), reason=reason, fix="list codes of classes, or give one limit")])
+        return self
 
 
 class Provider(_Strict):
@@ -115,7 +125,11 @@ class Modality(_Strict):
     alias: str | None = Field(None, pattern=NAME, description="a name the loader also offers it under")
     bands: tuple[Band, ...] = _listed(1, description="in the order of the array")
     classes: tuple[ClassDef, ...] = Field((), strict=False, description="class codes with their names")
+    count_of: str | None = Field(
+        None, pattern=NAME, description="counts the valid observations behind each pixel of that modality's composites"
+    )
     clear: Clear | None = Field(None, description="which pixels count as clear ground")
+    clear_others: tuple[Clear, ...] = Field((), strict=False, description="other rules that a recipe may choose")
     licence: str = Field(min_length=1, description="SPDX identifier, or the name of the provider's terms")
     licence_url: str | None = Field(None, pattern=r"^https?://", description="where the licence can be read")
     attribution: str = Field(min_length=1, description="the sentence users have to print")
@@ -157,6 +171,11 @@ class Modality(_Strict):
     def is_derived(self) -> bool:
         """True when it is computed from the sample itself and never asked of a source of pixels."""
         return "derived" in self.sources
+
+    def judged_by(self, name: str | None) -> Modality:
+        """The same modality with clear ground told by the rule that looks at ``name``, where it has one."""
+        other = next((rule for rule in self.clear_others if rule.modality == name), None)
+        return self if other is None else self.model_copy(update={"clear": other})
 
     def subset(self, bands: tuple[str, ...] | list[str]) -> Modality:
         """The same modality with these bands only, in the modality's own order."""
@@ -241,6 +260,9 @@ def _time_problems(m: Modality) -> list[Problem]:
     if m.same_scene_as is not None and m.time != "scene":
         fix = "set time: scene, or remove same_scene_as"
         found.append(Problem(key=("same_scene_as",), reason=f"does not fit time: {m.time}", fix=fix))
+    if m.count_of is not None and (m.time != "scene" or m.same_scene_as is not None):
+        fix = "set time: scene and remove same_scene_as"
+        found.append(Problem(key=("count_of",), reason="counts scenes, and has none of its own", fix=fix))
     if m.same_scene_as == m.name:
         found.append(Problem(key=("same_scene_as",), reason="names itself", fix="name the modality it accompanies"))
     return found
@@ -328,24 +350,37 @@ def _parse(path: Path) -> tuple[Modality, Document]:
 
 def _reference_problems(m: Modality, known: Mapping[str, Modality]) -> list[Problem]:
     found: list[Problem] = []
-    if m.same_scene_as is not None and m.same_scene_as not in known:
-        key, name = ("same_scene_as",), m.same_scene_as
-        found.append(Problem(key=key, value=name, reason="is no known modality", fix=suggest(name, list(known))))
-    if m.clear is None:
-        return found
-    name, screen = m.clear.modality, known.get(m.clear.modality)
+    for key in ("same_scene_as", "count_of"):
+        name = getattr(m, key)
+        if name is not None and name not in known:
+            found.append(Problem(key=(key,), value=name, reason="is no known modality", fix=suggest(name, list(known))))
+    rules: list[tuple[Key, Clear]] = [(("clear_others", index), rule) for index, rule in enumerate(m.clear_others)]
+    for place, rule in [(("clear",), m.clear), *rules] if m.clear is not None else rules:
+        assert rule is not None
+        found += _clear_problems(place, rule, known)
+    return found
+
+
+def _clear_problems(place: Key, rule: Clear, known: Mapping[str, Modality]) -> list[Problem]:
+    name, screen = rule.modality, known.get(rule.modality)
     if screen is None:
         fix = suggest(name, list(known))
-        return [
-            *found,
-            Problem(key=("clear", "modality"), value=name, reason="is no known modality", fix=fix),
-        ]
-    if screen.values != "categorical":
-        fix = "name a modality with values: categorical"
-        return [*found, Problem(key=("clear", "modality"), value=name, reason="has no class codes", fix=fix)]
-    for index, code in enumerate(m.clear.codes):
-        if code not in screen.class_codes:
-            fix = f"choose from {', '.join(map(str, screen.class_codes))}"
-            reason = f"is no class of {name}"
-            found.append(Problem(key=("clear", "codes", index), value=code, reason=reason, fix=fix))
-    return found
+        return [Problem(key=(*place, "modality"), value=name, reason="is no known modality", fix=fix)]
+    if bool(rule.codes) != (screen.values == "categorical"):
+        reason, fix = (
+            ("has no class codes", "name a modality with values: categorical, or give at_least or at_most")
+            if rule.codes
+            else ("has class codes", "list the codes that count as clear")
+        )
+        return [Problem(key=(*place, "modality"), value=name, reason=reason, fix=fix)]
+    if rule.band is not None and rule.band not in screen.band_names:
+        fix = suggest(rule.band, screen.band_names)
+        return [Problem(key=(*place, "band"), value=rule.band, reason=f"is no band of {name}", fix=fix)]
+    return [
+        Problem(
+            key=(*place, "codes", index), value=code, reason=f"is no class of {name}",
+            fix=f"choose from {', '.join(map(str, screen.class_codes))}",
+        )
+        for index, code in enumerate(rule.codes)
+        if code not in screen.class_codes
+    ]  # fmt: skip

@@ -161,7 +161,7 @@ def _attempt(
         if sample.slot in anchors:
             own = anchors[sample.slot]
             choices = choose_steps(sample, own, scenes.get(sample.slot, ()), recipe)
-            when = next((anchored.when for anchored in own if anchored.scene is not None), own[0].when)
+            when = next((anchored.when for anchored in own if anchored.status == "stored"), own[0].when)
             jobs.append(Outcome(sample=sample, status="stored", anchor_time=when, choices=choices))
 
     def read(job: Outcome) -> Outcome | None:
@@ -197,9 +197,10 @@ def asks_of(recipe: Recipe, sample: Sample) -> list[Ask]:
     steps = anchoring.steps(sample, recipe)
     asks = []
     for name, modality in recipe.modality_defs.items():
-        if modality.is_derived:
+        if modality.is_derived or modality.count_of is not None:
             continue
-        cloud = recipe.anchor.max_cloud if name in recipe.anchor.products else None
+        limited = name in recipe.anchor.products or recipe.modalities[name].composite is not None
+        cloud = recipe.anchor.max_cloud if limited else None
         for window in _windows(recipe, modality, steps):
             asks.append(Ask(modality=modality, window=window, max_cloud=cloud))
     return asks
@@ -208,7 +209,7 @@ def asks_of(recipe: Recipe, sample: Sample) -> list[Ask]:
 def _windows(recipe: Recipe, modality: Modality, steps: Sequence[Step]) -> list[Window | None]:
     """Where the images of a modality may lie, as windows that do not overlap; None stands for any time."""
     whole = steps[0].window[0], steps[-1].window[1]
-    if modality.name in recipe.anchor.products:
+    if modality.name in recipe.anchor.products or recipe.modalities[modality.name].composite is not None:
         return list(_joined([step.window for step in steps]))
     match modality.time:
         case "static":
@@ -243,10 +244,12 @@ def _anchors(
 ) -> tuple[dict[int, list[Anchored]], list[Outcome]]:
     """The anchors of each sample, one a step, and the outcomes of samples that have too few of them."""
     rule = recipe.anchor
+    is_composite = any(recipe.modalities[name].composite is not None for name in rule.products)
+    rounds = () if rule.min_clear is None or is_composite else anchoring.SCREEN_ROUNDS
     steps = [(sample, step) for sample in samples for step in anchoring.steps(sample, recipe)]
     ranked = [anchoring.rank_anchors(sample, step, scenes[sample.slot], recipe) for sample, step in steps]
     clear: list[dict[str, float | None]] = [{} for _ in steps]
-    for count in anchoring.SCREEN_ROUNDS if rule.min_clear is not None else ():
+    for count in rounds:
         pairs = [
             (index, scene)
             for index, own in enumerate(ranked)
@@ -258,10 +261,7 @@ def _anchors(
             clear[index][scene.scene_id] = fraction
     anchors: dict[int, list[Anchored]] = {}
     for (sample, step), own, found in zip(steps, ranked, clear, strict=True):
-        taken = anchoring.accept(own, found, rule)
-        status, reason = ("stored", "") if taken is not None else anchoring.why_no_anchor(own, found, rule)
-        fraction = None if taken is None else found.get(taken.scene_id)
-        anchored = Anchored(step=step, scene=taken, clear=fraction, status=status, reason=reason)
+        anchored = anchoring.anchored(step, own, found, rule, is_composite=is_composite)
         anchors.setdefault(sample.slot, []).append(anchored)
     without = [_without(sample, anchors.pop(sample.slot)) for sample in samples if _lacks(recipe, anchors[sample.slot])]
     return anchors, without
@@ -269,7 +269,7 @@ def _anchors(
 
 def _lacks(recipe: Recipe, anchors: Sequence[Anchored]) -> bool:
     """True for a sample that cannot do with the anchors it has."""
-    return recipe.anchor.required and sum(a.scene is not None for a in anchors) < needed_steps(recipe)
+    return recipe.anchor.required and sum(a.status == "stored" for a in anchors) < needed_steps(recipe)
 
 
 def needed_steps(recipe: Recipe) -> int:
@@ -279,7 +279,7 @@ def needed_steps(recipe: Recipe) -> int:
 
 def _without(sample: Sample, anchors: Sequence[Anchored]) -> Outcome:
     """The outcome of a sample that lacks anchors: the first missing step says why."""
-    missing = next(anchored for anchored in anchors if anchored.scene is None)
+    missing = next(anchored for anchored in anchors if anchored.status != "stored")
     where = f"step {missing.step.time} near {missing.step.window[0]:%Y-%m-%d}: " if len(anchors) > 1 else ""
     return Outcome(sample=sample, status=missing.status, reason=where + missing.reason)
 

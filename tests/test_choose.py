@@ -216,7 +216,10 @@ def test_every_step_has_its_own_scenes_dates_and_distances() -> None:
     optical = [scene("sentinel2_l2a", f"o{i}", step.target + timedelta(days=i)) for i, step in enumerate(own)]  # type: ignore[operator]
     radar = [scene("sentinel1_asc", f"r{i}", s.time + timedelta(days=2)) for i, s in enumerate(optical) if i != 2]  # type: ignore[operator]
     found = choose.choose_steps(
-        sample(), [Anchored(step=s, scene=o) for s, o in zip(own, optical, strict=True)], [*optical, *radar], rules
+        sample(),
+        [Anchored(step=s, scene=o, status="stored") for s, o in zip(own, optical, strict=True)],
+        [*optical, *radar],
+        rules,
     )
     assert [found[f"sentinel2_l2a.{i}"].delta_days for i in range(4)] == [0.0, 1.0, 2.0, 3.0]
     assert [found[f"sentinel1_asc.{i}"].delta_days for i in (0, 1, 3)] == [2.0] * 3
@@ -230,7 +233,8 @@ def test_what_has_one_step_goes_by_the_first_step_with_an_anchor() -> None:
     own = anchors.steps(sample(), rules)
     second = scene("sentinel2_l2a", "o", own[1].target)
     table = [second, *(scene("dynamic_world", str(y), datetime(y, 6, 1, tzinfo=UTC)) for y in (2018, 2019))]
-    anchored = [Anchored(step=s, scene=second if s.time == 1 else None, reason="cloudy") for s in own]
+    anchored = [Anchored(step=s, reason="cloudy") for s in own]
+    anchored[1] = Anchored(step=own[1], scene=second, status="stored")
     found = choose.choose_steps(sample(), anchored, table, rules)
     assert [s.scene_id for s in found["dynamic_world"].scenes] == ["C/2019"]
     assert found["sentinel2_l2a.0"].reason == "cloudy"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,7 @@ _OF_SAMPLES = [
     "slot", "sample_id", "alternate", "sample_status", "lon", "epsg", "x0", "y0", "anchor_time", "tags", "datetime",
     "window_start", "window_end",
 ]  # fmt: skip
+Dates = Callable[[Modality, pa.Table], dict[str, pa.Array]]
 _TIMESTAMP = pa.timestamp("ms", tz="UTC")
 _LINK = pa.struct([("href", pa.string()), ("rel", pa.string()), ("type", pa.string())])
 
@@ -244,11 +245,15 @@ def _assets(corpus: Corpus, records: pa.Table, slots: npt.NDArray[np.int64]) -> 
             row = np.full(len(slots), -1)
             row[place[own]] = own
             key = name if times == 1 else f"{name}.{step}"
-            fields[key] = _asset(definition, records, row, step if times > 1 else None)
+            is_window = corpus.recipe.modalities[name].composite is not None or definition.count_of is not None
+            dates = _windows if is_window or definition.time in ("year", "months") else _dates
+            fields[key] = _asset(definition, records, row, step if times > 1 else None, dates)
     return pa.StructArray.from_arrays(list(fields.values()), names=list(fields))
 
 
-def _asset(modality: Modality, records: pa.Table, row: npt.NDArray[np.int64], step: int | None) -> pa.Array:
+def _asset(
+    modality: Modality, records: pa.Table, row: npt.NDArray[np.int64], step: int | None, dates: Dates
+) -> pa.Array:
     """The asset of each item; ``row`` is its place in ``records``, -1 for none."""
     n, is_missing = len(row), row < 0
     rows = records.select(_PROVENANCE).take(pa.array(row, mask=is_missing))
@@ -260,7 +265,7 @@ def _asset(modality: Modality, records: pa.Table, row: npt.NDArray[np.int64], st
         **({} if step is None else {"mmbuild:time": _constant(step, n, pa.int64())}),
         **(_grid(rows) if modality.level == "pixel" else {}),
         "mmbuild:scenes": rows["scene_ids"],
-        **_dates(modality, rows),
+        **dates(modality, rows),
         "mmbuild:clear_fraction": rows["clear_fraction"].cast(pa.float64()),
         "mmbuild:valid_fraction": rows["valid_fraction"].cast(pa.float64()),
     }
@@ -293,11 +298,14 @@ def _zipped(columns: Sequence[pa.ChunkedArray]) -> pa.Array:
 
 
 def _dates(modality: Modality, rows: pa.Table) -> dict[str, pa.Array]:
-    """When it was seen: the scene's time and its distance from the anchor, or a composite's window and what fed it."""
-    if modality.time == "scene":
-        return {"datetime": _stamp(rows["datetime"]), "mmbuild:delta_days": rows["delta_days"]}
+    """When it was seen: the scene's time and its distance from the anchor."""
     if modality.time == "static":
         return {"mmbuild:scene_count": rows["scene_count"]}
+    return {"datetime": _stamp(rows["datetime"]), "mmbuild:delta_days": rows["delta_days"]}
+
+
+def _windows(modality: Modality, rows: pa.Table) -> dict[str, pa.Array]:
+    """The window of a composite, and what fed it."""
     return {
         "mmbuild:window": _zipped([_stamp(rows["window_start"]), _stamp(rows["window_end"])]),
         "mmbuild:scene_count": rows["scene_count"],

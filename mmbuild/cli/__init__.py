@@ -222,7 +222,7 @@ def show(
     table = Table(Column("modality", no_wrap=True), "status", Column("date", no_wrap=True), "days", "scenes")
     for row in rows:
         days = "" if row["delta_days"] is None else f"{row['delta_days']:+.1f}"
-        date = f"{row['datetime']:%Y-%m-%d %H:%M}" if row["datetime"] else _window(row)
+        date = _window(row) or (f"{row['datetime']:%Y-%m-%d %H:%M}" if row["datetime"] else "")
         scenes = ", ".join(row["scene_ids"][:2]) + (
             f" and {len(row['scene_ids']) - 2} more" if len(row["scene_ids"]) > 2 else ""
         )

@@ -35,6 +35,7 @@ SOURCE_BLOCKS = {"sandbox": "earthengine"}
 def check_modalities(recipe: Recipe) -> Iterator[Problem]:
     """Names that nothing defines: modalities, bands, anchors, sources."""
     known = recipe.known_modalities
+    key: Key
     for name, use in recipe.modalities.items():
         if name not in known:
             close = suggest(name, list(known))
@@ -42,14 +43,19 @@ def check_modalities(recipe: Recipe) -> Iterator[Problem]:
             fix = f"{named}, or define it in a folder modalities/ beside the recipe"
             yield Problem(key=("modalities", name), reason="is no known modality", fix=fix)
             continue
-        names = known[name].band_names
+        if use.variant is not None and use.variant not in known:
+            fix = f"{suggest(use.variant, list(known))}, or define it in a folder modalities/ beside the recipe"
+            key = ("modalities", name, "variant")
+            yield Problem(key=key, value=use.variant, reason="is no known modality", fix=fix)
+            continue
+        names = known[use.variant or name].band_names
         for index, band in enumerate(use.bands or ()):
-            key: Key = ("modalities", name, "bands", index)
+            key = ("modalities", name, "bands", index)
             if band not in names:
                 yield Problem(key=key, value=band, reason=f"is no band of {name}", fix=suggest(band, names))
             elif use.bands and band in use.bands[:index]:
                 yield Problem(key=key, value=band, reason="is named twice", fix="name each band once")
-        yield from _source_problems(recipe, known[name])
+        yield from _source_problems(recipe, name, known[use.variant or name])
     for key, name in _named(recipe):
         if name not in recipe.modalities:
             fix = f"add it to modalities, or {suggest(name, list(recipe.modalities))}"
@@ -70,16 +76,16 @@ def _named(recipe: Recipe) -> Iterator[tuple[Key, str]]:
         yield ("sampler", "covered_by"), recipe.sampler.covered_by
 
 
-def _source_problems(recipe: Recipe, modality: Modality) -> Iterator[Problem]:
-    asked = recipe.modalities[modality.name].source
+def _source_problems(recipe: Recipe, name: str, modality: Modality) -> Iterator[Problem]:
+    asked = recipe.modalities[name].source
     source = asked or recipe.source.name
     if modality.is_derived or SOURCE_BLOCKS.get(source, source) in modality.sources:
         return
     blocks = {block for m in recipe.known_modalities.values() for block in m.sources} - {"derived"}
     if SOURCE_BLOCKS.get(source, source) in blocks or asked is not None:
-        key: Key = ("modalities", modality.name, *(["source"] if asked else []))
+        key: Key = ("modalities", name, *(["source"] if asked else []))
         fix = f"use one of {', '.join(sorted(modality.sources))}, or say in its modality file where {source} keeps it"
-        yield Problem(key=key, reason=f"{modality.name} is not kept by source {source!r}", fix=fix)
+        yield Problem(key=key, reason=f"{name} is not kept by source {source!r}", fix=fix)
     else:
         names = sorted(blocks | set(SOURCE_BLOCKS))
         yield Problem(key=("source", "name"), value=source, reason="is no known source", fix=suggest(source, names))
@@ -147,6 +153,8 @@ def _anchor(recipe: Recipe) -> Iterator[Problem]:
             reason = f"{name} has no rule for clear ground"
             fix = "remove min_clear, or add clear: to its modality file"
             yield Problem(key=("anchor", "min_clear"), value=anchor.min_clear, reason=reason, fix=fix)
+    if anchor.clear_by is not None:
+        yield from _clear_by(recipe, anchor.clear_by)
     dated = recipe.sampler.kind == "points" and recipe.sampler.date_column is not None
     fix = "use a points sampler and name its date_column"
     if recipe.times is not None:
@@ -156,7 +164,7 @@ def _anchor(recipe: Recipe) -> Iterator[Problem]:
     if not anchor.years and not dated:
         reason = "is missing: places have no dates of their own"
         yield Problem(key=("anchor", "years"), reason=reason, fix=f"list years, such as [2019, 2020], or {fix}")
-    if anchor.pick == "nearest" and not dated:
+    if anchor.pick == "nearest" and not (dated or recipe.times):
         reason = "places have no dates to be near to"
         yield Problem(key=("anchor", "pick"), value=anchor.pick, reason=reason, fix=f"{fix}, or pick random")
     if anchor.max_days is not None and not dated:
@@ -183,9 +191,23 @@ def _several(recipe: Recipe, dated: bool) -> Iterator[Problem]:
         yield Problem(key=("times", "at_least"), value=times.at_least, reason=reason, fix="lower it or remove it")
 
 
+def _clear_by(recipe: Recipe, name: str) -> Iterator[Problem]:
+    key = ("anchor", "clear_by")
+    for product in recipe.anchor.products:
+        modality = recipe.modality_defs[product]
+        rules = [rule.modality for rule in (modality.clear, *modality.clear_others) if rule is not None]
+        if name not in rules:
+            fix = suggest(name, rules) if rules else "remove it"
+            yield Problem(key=key, value=name, reason=f"tells nothing of clear ground of {product}", fix=fix)
+
+
 def _uses(recipe: Recipe) -> Iterator[Problem]:
+    yield from _composites(recipe)
     for name, modality in recipe.modality_defs.items():
         use, host = recipe.modalities[name], modality.same_scene_as
+        if use.gsd is not None and use.finer is not None:
+            reason = "says the same as finer, in metres"
+            yield Problem(key=("modalities", name, "gsd"), value=use.gsd, reason=reason, fix="remove one of them")
         if host is not None and host not in recipe.modalities:
             reason = f"comes with the scene of {host}, which is not among this recipe's modalities"
             yield Problem(key=("modalities", name), reason=reason, fix=f"add {host} or remove {name}")
@@ -195,6 +217,31 @@ def _uses(recipe: Recipe) -> Iterator[Problem]:
         if use.gsd is not None and modality.gsd is None:
             reason = f"{name} is one vector per chip and has no pixels"
             yield Problem(key=("modalities", name, "gsd"), value=use.gsd, reason=reason, fix="remove it")
+
+
+def _composites(recipe: Recipe) -> Iterator[Problem]:
+    """A composite needs windows to be made of, and a count needs a composite to count."""
+    defs = recipe.modality_defs
+    for name, use in recipe.modalities.items():
+        place: Key = ("modalities", name)
+        modality, kind = defs[name], use.composite
+        scenes = modality.time == "scene" and modality.same_scene_as is None and modality.count_of is None
+        if kind is not None and not scenes:
+            reason = f"{name} has no scenes of its own to make one of"
+            yield Problem(key=(*place, "composite"), value=kind, reason=reason, fix="remove it")
+        if kind is not None and recipe.times is None:
+            fix = "add times: {kind: months, count: 12}"
+            yield Problem(key=(*place, "composite"), value=kind, reason="needs the time steps to make it of", fix=fix)
+        if kind is not None and recipe.anchor.one_of and name in recipe.anchor.one_of:
+            reason = "is drawn from several and cannot be a composite"
+            yield Problem(key=(*place, "composite"), value=kind, reason=reason, fix="name it under anchor.modality")
+        if use.max_scenes is not None and kind is None:
+            reason = "limits a composite, and there is none"
+            yield Problem(key=(*place, "max_scenes"), value=use.max_scenes, reason=reason, fix="add composite: median")
+        host = modality.count_of
+        if host is not None and (host not in recipe.modalities or recipe.modalities[host].composite is None):
+            reason = f"counts the observations behind composites of {host}, of which there are none"
+            yield Problem(key=place, reason=reason, fix=f"add modalities.{host}.composite: median, or remove {name}")
 
 
 def _lattice(recipe: Recipe) -> Iterator[Problem]:

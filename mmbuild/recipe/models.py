@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,6 +47,9 @@ class Anchor(Strict):
     )
     max_cloud: float | None = Field(None, ge=0, le=100, description="most cloud of a whole scene in percent")
     min_clear: float | None = Field(None, ge=0, le=1, description="least clear share of the sample's own ground")
+    clear_by: ModalityName | None = Field(
+        None, description="the modality that tells clear ground; what the modality file puts first when left out"
+    )
     pick: Literal["random", "least_cloudy", "nearest", "latest"] = Field(
         "random", description="which acceptable scene is taken"
     )
@@ -83,6 +85,14 @@ class ModalityUse(Strict):
     gsd: float | None = Field(None, ge=0.1, le=100_000, description="pixel size to store, in metres")
     required: bool = Field(False, description="a place without it is given up for its next alternate")
     source: ModalityName | None = Field(None, description="another source for this modality alone")
+    variant: ModalityName | None = Field(None, description="another definition that is stored under this name")
+    finer: int | None = Field(None, ge=1, le=64, description="pixels along a side for each pixel of the grid")
+    composite: Literal["median", "mean"] | None = Field(
+        None, description="of all clear observations of a time step, instead of one scene"
+    )
+    max_scenes: int | None = Field(
+        None, ge=1, le=500, description="most scenes in one composite, the least cloudy first; all when left out"
+    )
 
 
 class Source(Strict):
@@ -170,7 +180,20 @@ class Recipe(Strict):
 
     @property
     def modality_defs(self) -> dict[str, Modality]:
-        return {name: _with_bands(self._known[name], use.bands) for name, use in self.modalities.items()}
+        return {name: self._definition(name) for name in self.modalities}
+
+    def _definition(self, name: str) -> Modality:
+        use = self.modalities[name]
+        own = self._known[use.variant or name].judged_by(self.anchor.clear_by)
+        own = own if own.name == name else own.model_copy(update={"name": name})
+        return own if use.bands is None else own.subset(list(use.bands))
+
+    @property
+    def definitions(self) -> dict[str, Modality]:
+        """The definitions that a corpus depends on: its modalities, and those that tell clear ground."""
+        screens = {m.clear.modality for m in self.modality_defs.values() if m.clear}
+        used = screens | {use.variant or name for name, use in self.modalities.items()}
+        return {name: definition for name, definition in self._known.items() if name in used}
 
     @property
     def gsd_of_grid(self) -> float:
@@ -185,7 +208,8 @@ class Recipe(Strict):
 
         What the recipe says; else on a UTM grid the modality's own, but not finer than the grid; else the tile's.
         """
-        own, asked = self._known[name].gsd, self.modalities[name].gsd
+        use, own = self.modalities[name], self.modality_defs[name].gsd
+        asked = use.gsd if use.finer is None else self.gsd_of_grid / use.finer
         if own is None or asked is not None:
             return None if own is None else asked
         return max(own, self.gsd_of_grid) if isinstance(self.grid, UtmGrid) else self.gsd_of_grid
@@ -197,7 +221,7 @@ class Recipe(Strict):
 
     def steps_of(self, name: str) -> int:
         """How many of them a modality has: what is static or made once a year has one."""
-        return self.steps if self._known[name].time in ("scene", "months") else 1
+        return self.steps if self.modality_defs[name].time in ("scene", "months") else 1
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one sample of a modality: (time, band, y, x), or (time, band) at image level."""
@@ -231,12 +255,6 @@ class Recipe(Strict):
         for key in ("project", "url", "archive_root"):
             data["source"].pop(key, None)
         data["modalities"] = list(data["modalities"].items())
-        screens = {m.clear.modality for m in self.modality_defs.values() if m.clear}
-        used = [self._known[name] for name in sorted(screens | set(self.modalities)) if name in self._known]
-        data["definitions"] = [definition.model_dump(mode="json") for definition in used]
+        data["definitions"] = [m.model_dump(mode="json") for _, m in sorted(self.definitions.items())]
         text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _with_bands(modality: Modality, bands: Sequence[str] | None) -> Modality:
-    return modality if bands is None else modality.subset(list(bands))

@@ -45,10 +45,8 @@ def when(row: Row) -> str:
 
 def date(row: Row) -> str:
     """The moment of one scene, the window [start, end) of a composite, or no date."""
-    if row["datetime"] is not None:
-        return f"{row['datetime']:%Y-%m-%d %H:%M}"
     if row["window_start"] is None:
-        return "no date"
+        return "no date" if row["datetime"] is None else f"{row['datetime']:%Y-%m-%d %H:%M}"
     start, end = row["window_start"], row["window_end"]
     whole_year = (start.month, start.day, end.month, end.day, end.year) == (1, 1, 1, 1, start.year + 1)
     window = f"{start.year}" if whole_year else f"{start:%Y-%m-%d} to {end:%Y-%m-%d}"

@@ -19,7 +19,7 @@ import numpy as np
 from mmbuild.choose import Choice, Sample, Scene
 from mmbuild.errors import QuotaStop, SourceError, UserError
 from mmbuild.grid import to_earthengine
-from mmbuild.modality import Modality
+from mmbuild.modality import Clear, Modality
 from mmbuild.sources import (
     PAIRS_PER_REQUEST,
     RESPONSE_LIMIT_BANDS,
@@ -143,11 +143,8 @@ class EarthEngine:
         rule = self.modalities[scene.modality].clear
         if rule is None:
             raise UserError(f"{scene.modality} has no clear rule", "anchor.min_clear", "remove it or add a clear rule")
-        judge, region = self.modalities[rule.modality], expressions.region(sample)
-        block = self.blocks[rule.modality]
-        clear = expressions.clear_ground(
-            expressions.of_scene(block, scene, region), next(iter(block.source_bands(judge))), rule.codes
-        )
+        region = expressions.region(sample)
+        clear = self._clear_ground(rule, scene, region)
         grid = to_earthengine(sample.grid())
         affine = grid["affineTransform"]
         return clear.reduceRegion(
@@ -156,6 +153,13 @@ class EarthEngine:
             crs=grid["crsCode"],
             crsTransform=[affine[key] for key in _AFFINE_KEYS],
         ).get("clear")
+
+    def _clear_ground(self, rule: Clear, scene: Scene, region: Any) -> Any:
+        """The clear ground of a scene as an image, told by the image of another modality that belongs to it."""
+        judge, block = self.modalities[rule.modality], self.blocks[rule.modality]
+        images = expressions.of_scene(block, scene, region)
+        band = block.band(rule.band or judge.band_names[0]).band
+        return expressions.clear_ground(images, band, rule, optional=block.optional_bands)
 
     def _compute(self, expression: Any, blame: Blame) -> Any:
         answer = self._asked(expression.getInfo, blame)
@@ -218,10 +222,9 @@ class EarthEngine:
         blame = self._blame(names)
         with building(self.spec, blame):
             images = [
-                expressions.stored(self.modalities[name], self.blocks[name], choice, expressions.region(sample)).rename(
-                    [f"m{position}_{band}" for band in range(len(self.modalities[name].bands))]
-                )
-                for position, (name, choice) in enumerate(zip(names, choices.values(), strict=True))
+                self._stored(sample, choice).rename([f"m{position}_{band}" for band in range(len(bands))])
+                for position, choice in enumerate(choices.values())
+                for bands in [self.modalities[choice.modality].bands]
             ]
             image = ee.Image.cat(images)
         grid = to_earthengine(sample.grid(gsd))
@@ -232,6 +235,13 @@ class EarthEngine:
             bands = [f"m{position}_{band}" for band in range(len(self.modalities[name].bands))]
             chips[key] = np.stack([pixels[band] for band in bands]).astype(self.modalities[name].np_dtype, copy=False)
         return chips
+
+    def _stored(self, sample: Sample, choice: Choice) -> Any:
+        """One chip's image as it is stored."""
+        modality, region = self.modalities[choice.modality], expressions.region(sample)
+        rule = modality.clear if choice.reduce is not None else None
+        clear = None if rule is None else lambda scene: self._clear_ground(rule, scene, region)
+        return expressions.stored(modality, self.blocks[choice.modality], choice, region, clear)
 
     def _pixels(self, image: Any, grid: dict[str, Any], names: Sequence[str]) -> np.ndarray:
         """The structured array of a pixel request.

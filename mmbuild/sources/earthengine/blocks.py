@@ -34,7 +34,9 @@ class Block(BaseModel):
 
     collection: str | None = None
     image: str | None = None
-    where: dict[str, str | float] = Field(default_factory=dict)
+    where: dict[str, str | float | list[str]] = Field(
+        default_factory=dict
+    )  # equal, or a list that contains all of these
     cloud_property: str | None = None
     composite: Literal["mode", "mosaic", "first"] | None = None
     optional_bands: bool = False

@@ -5,7 +5,7 @@ A stored image always carries an explicit validity: wherever it is not fully val
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any
@@ -14,7 +14,7 @@ import ee
 import numpy as np
 
 from mmbuild.choose import Choice, Sample, Scene, scene_index
-from mmbuild.modality import Modality
+from mmbuild.modality import Clear, Modality
 from mmbuild.sources import Ask
 from mmbuild.sources.earthengine.blocks import BandSource, Block
 
@@ -39,7 +39,9 @@ def candidates(block: Block, region: Any, ask: Ask) -> Any:
     """The images of a collection that may serve an ask; scenes must contain the whole chip, products only touch it."""
     images = ee.ImageCollection(block.collection)
     for key, value in block.where.items():
-        images = images.filter(ee.Filter.eq(key, value))
+        for one in value if isinstance(value, list) else [value]:
+            is_in = isinstance(value, list)
+            images = images.filter(ee.Filter.listContains(key, one) if is_in else ee.Filter.eq(key, one))
     if ask.window is not None:
         images = images.filterDate(millis(ask.window[0]), millis(ask.window[1]))
     if block.cloud_property and ask.max_cloud is not None:
@@ -79,20 +81,33 @@ def of_scene(block: Block, scene: Scene, region: Any) -> Any:
     return images.filter(ee.Filter.eq("system:index", scene_index(scene)))
 
 
-def clear_ground(images: Any, band: str, codes: Sequence[int]) -> Any:
-    """1 on clear ground, 0 elsewhere and where masked; -1 everywhere when ``images`` is empty."""
+def clear_ground(images: Any, band: str, rule: Clear, *, optional: bool) -> Any:
+    """1 on clear ground, 0 elsewhere and where masked; -1 everywhere when ``images`` is empty.
+
+    optional: an image may lack the band, which is as if there were no image.
+    """
+    absent = ee.Image.constant(-1).rename(["clear"]).toInt8()
 
     def flag(image: Any) -> Any:
-        clear = image.select([band]).remap(list(codes), [1] * len(codes), 0)
-        return clear.unmask(0, False).rename(["clear"]).toInt8()
+        value = image.select([band])
+        if rule.codes:
+            clear = value.remap(list(rule.codes), [1] * len(rule.codes), 0)
+        else:
+            clear = value.gte(rule.at_least) if rule.at_least is not None else value.lte(rule.at_most)
+        flagged = clear.unmask(0, False).rename(["clear"]).toInt8()
+        return ee.Image(ee.Algorithms.If(image.bandNames().contains(band), flagged, absent)) if optional else flagged
 
-    absent = ee.Image.constant(-1).rename(["clear"]).toInt8()
     return ee.ImageCollection([absent]).merge(images.map(flag)).mosaic()
 
 
-def stored(modality: Modality, block: Block, choice: Choice, region: Any) -> Any:
-    """One modality as it is stored: resampled, scaled, cast, with nodata wherever it is not fully valid."""
-    present = choice.scenes[0].bands
+def stored(
+    modality: Modality, block: Block, choice: Choice, region: Any, clear: Callable[[Scene], Any] | None = None
+) -> Any:
+    """One modality as it is stored: resampled, scaled, cast, with nodata wherever it is not fully valid.
+
+    clear: the clear ground of a scene (see ``clear_ground``), which alone goes into a composite; None takes all of it.
+    """
+    present = None if any(s.bands is None for s in choice.scenes) else {b for s in choice.scenes for b in s.bands or ()}
 
     def kind(band: str) -> tuple[Any, ...]:
         source = block.band(band)
@@ -100,26 +115,55 @@ def stored(modality: Modality, block: Block, choice: Choice, region: Any) -> Any
 
     return ee.Image.cat(
         [
-            _stored_bands(
-                modality, [block.band(band) for band in bands], _layers(modality, block, choice, region, image)
-            )
+            _stored_bands(modality, block, list(bands), choice, region, clear)
             if exists
             else _cast(ee.Image.constant([modality.nodata] * len(list(bands))), modality)
-            for (exists, image, _, _), group in groupby(modality.band_names, key=kind)
+            for (exists, _, _, _), group in groupby(modality.band_names, key=kind)
             for bands in [list(group)]
         ]
     )
 
 
-def _stored_bands(modality: Modality, sources: Sequence[BandSource], layers: Sequence[Any]) -> Any:
-    """Bands that are treated alike, as they are stored; each layer covers those before it where it is fully valid."""
-    images = [_resampled(modality, sources, layer) for layer in layers]
-    image = images[0] if len(images) == 1 else ee.ImageCollection([_fully_valid(image) for image in images]).mosaic()
+def _stored_bands(
+    modality: Modality,
+    block: Block,
+    bands: Sequence[str],
+    choice: Choice,
+    region: Any,
+    clear: Callable[[Scene], Any] | None,
+) -> Any:
+    """Bands that are treated alike, as they are stored."""
+    sources = [block.band(band) for band in bands]
+    if choice.reduce == "count":
+        return _cast(_observations(modality, sources, choice, clear).count().unmask(0, False), modality)
+    if choice.reduce is not None:
+        image = getattr(_observations(modality, sources, choice, clear), choice.reduce)()
+    else:
+        image = _layered(modality, sources, _layers(modality, block, choice, region, sources[0].image))
     if sources[0].multiply != 1:
         image = image.multiply(sources[0].multiply)
     if modality.values == "continuous" and np.issubdtype(modality.np_dtype, np.integer):
         image = image.round()
     return _cast(_fully_valid(image).unmask(modality.nodata, False), modality)
+
+
+def _layered(modality: Modality, sources: Sequence[BandSource], layers: Sequence[Any]) -> Any:
+    """One image of several, each covering those before it where it is fully valid."""
+    images = [_resampled(modality, sources, layer) for layer in layers]
+    return images[0] if len(images) == 1 else ee.ImageCollection([_fully_valid(image) for image in images]).mosaic()
+
+
+def _observations(
+    modality: Modality, sources: Sequence[BandSource], choice: Choice, clear: Callable[[Scene], Any] | None
+) -> Any:
+    """The scenes of a composite that have these bands, each only where it is fully valid and its ground is clear."""
+    images = []
+    for scene in choice.scenes:
+        if scene.bands is not None and not {source.band for source in sources} <= set(scene.bands):
+            continue
+        image = _fully_valid(_resampled(modality, sources, ee.Image(scene.scene_id)))
+        images.append(image if clear is None else image.updateMask(clear(scene).eq(1)))
+    return ee.ImageCollection(images)
 
 
 def _resampled(modality: Modality, sources: Sequence[BandSource], image: Any) -> Any:
