@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 NORM_PIX_EPS = 1e-6  # added to the variance of a patch (MAE, ConvNeXt V2, MMEarth)
+CONTRASTIVE = "contrastive"  # how logs call the contrast between sensors
 IGNORE = -1  # class code of a target that must not be scored
 
 Weighting = Literal["uncertainty", "equal"]
@@ -150,6 +151,23 @@ def reconstruction(
         losses.append(squared_error(prediction[:, :, channels].float(), one, its_valid & removed[:, :, None, None]))
         first = channels.stop
     return losses
+
+
+def contrast_and_reconstruct(
+    contrasts: Sequence[SumCount],
+    errors: Mapping[str, SumCount],
+    mean_counts: Callable[[Tensor], Tensor],
+) -> Losses:
+    """The mean of the contrasts, as one task, plus the errors of each sensor; all weigh 1."""
+    means, counts = global_means([*contrasts, *errors.values()], mean_counts)
+    n = len(contrasts)
+    means, counts = (torch.cat([x[:n].mean().reshape(1), x[n:]]) for x in (means, counts))
+    names = (CONTRASTIVE, *errors)
+    return Losses(
+        total=means.sum(),
+        per_task=dict(zip(names, means.detach(), strict=True)),
+        counts=dict(zip(names, counts, strict=True)),
+    )
 
 
 class MultiTaskLoss(nn.Module):

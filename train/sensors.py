@@ -16,8 +16,10 @@ from torch import Tensor
 
 from mmbuild.errors import UserError
 from mmbuild.stream.transforms import Field
-from train.alibi import Grid
+from train.alibi import Alibi, Grid, pick
 from train.losses import patchify_by_band
+from train.masking import removed_but
+from train.transformer import Encoder, keep
 
 
 class SensorConfig(BaseModel):
@@ -59,20 +61,44 @@ class Sensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """One sensor of a batch. patches, valid: (B, L, C, P); present: (B,) bool, False = no valid pixel at all."""
+    """One sensor of a batch.
+
+    patches, valid: (B, L, C, P). present: (B,) bool, False = no valid pixel at all. kept: (B, N) places of the tokens
+    that are not hidden, None = all.
+    """
 
     patches: Tensor
     valid: Tensor
     present: Tensor
     grid: Grid
+    kept: Tensor | None
+
+    @property
+    def removed(self) -> Tensor:
+        """(B, L) bool, True = hidden."""
+        if self.kept is None:
+            return torch.zeros(self.patches.shape[:2], dtype=torch.bool, device=self.patches.device)
+        return removed_but(self.kept, len(self.grid))
+
+    def tokens(self, encoder: Encoder, alibi: Alibi) -> Tensor:
+        """(B, N, D): what the encoder makes of the patches that are not hidden."""
+        patches = self.patches.flatten(2)
+        if self.kept is not None:
+            patches = keep(patches, self.kept)
+        return encoder(patches, self.bias_to(self, alibi, patches))
+
+    def bias_to(self, keys: Seen, alibi: Alibi, like: Tensor) -> Tensor:
+        """(B, heads, N, K) for attention of this sensor's tokens to another's, or its own; as ``like`` in type."""
+        table = alibi.distances(self.grid, keys.grid, like.device)
+        return alibi.bias(pick(table, self.kept, keys.kept), like.dtype)
 
 
-def see(sensor: Sensor, batch: Mapping[str, Any]) -> Seen:
+def see(sensor: Sensor, batch: Mapping[str, Any], kept: Tensor | None = None) -> Seen:
     """Read a sensor and cut it into patches."""
     image, valid = sensor.read(batch)
     present = valid.flatten(1).any(dim=1)
     patches, valid = (patchify_by_band(x, sensor.patch) for x in (image, valid))
-    return Seen(patches=patches, valid=valid, present=present, grid=sensor.grid(image))
+    return Seen(patches=patches, valid=valid, present=present, grid=sensor.grid(image), kept=kept)
 
 
 def refuse_tasks(tasks: Sequence[str] | None) -> None:

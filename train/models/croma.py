@@ -21,19 +21,18 @@ from torch import Tensor, nn
 
 from mmbuild.errors import UserError
 from mmbuild.stream.transforms import Field as DataField
-from train.alibi import Alibi, pick
+from train.alibi import Alibi
 from train.contrastive import Contrast
-from train.losses import Losses, NormPix, global_means, reconstruction, same_counts
-from train.masking import kept_patches, removed_but
+from train.losses import CONTRASTIVE, Losses, NormPix, contrast_and_reconstruct, reconstruction, same_counts
+from train.masking import kept_patches
 from train.sensors import Seen, Sensor, SensorConfig, refuse_tasks, see, sensor_arguments
-from train.transformer import MLP, Decoder, Encoder, Fusion, draw_weights, keep
+from train.transformer import MLP, Decoder, Encoder, Fusion, draw_weights
 
 # Width, layers of the optical encoder, heads; the radar encoder and the fusion have half the layers.
 SIZES = {"tiny": (192, 4, 4), "small": (384, 12, 8), "base": (768, 12, 16), "large": (1024, 24, 16)}
 DECODER_HEADS = 8
 # The order of channels in a predicted patch; the first is the second's context.
 OPTICAL, RADAR = "optical", "radar"
-CONTRASTIVE = "contrastive"
 
 Compat = Literal["reference"]
 Masks = Literal["shared", "independent"]
@@ -109,57 +108,28 @@ class CROMA(nn.Module):
         mean_counts: Callable[[Tensor], Tensor] = same_counts,
     ) -> Losses:
         """Losses of a loader batch: contrastive + squared errors of each sensor, all weighing 1."""
-        seen = {role: see(sensor, batch) for role, sensor in self.sensors.items()}
-        tokens = self.tokens(seen, kept)
+        seen = {role: see(sensor, batch, kept[role]) for role, sensor in self.sensors.items()}
+        tokens = {role: one.tokens(self.encoders[role], self.alibi) for role, one in seen.items()}
         pooled = {role: self.pools[role](x.mean(dim=1)) for role, x in tokens.items()}
         contrasts = self.contrast(pooled, {role: one.present for role, one in seen.items()})
-        joint = self.fuse(tokens, seen, kept)
-        predicted = self.decoder(joint, kept[RADAR], seen[RADAR].grid)
-        targets = [
-            (seen[role].patches, seen[role].valid, removed_but(kept[role], len(seen[role].grid)))
-            for role in (OPTICAL, RADAR)
-        ]
+        predicted = self.decoder(self.fuse(tokens, seen), kept[RADAR], seen[RADAR].grid)
         predicted = predicted.unflatten(-1, (-1, self.sensors[RADAR].patch ** 2))
+        targets = [(seen[role].patches, seen[role].valid, seen[role].removed) for role in (OPTICAL, RADAR)]
         errors = reconstruction(predicted, targets, self.norm_pix)
-        means, counts = global_means([*contrasts, *errors], mean_counts)
-        n = len(contrasts)
-        means, counts = (torch.cat([x[:n].mean().reshape(1), x[n:]]) for x in (means, counts))
-        names = self.loss_names
-        return Losses(
-            total=means.sum(),
-            per_task=dict(zip(names, means.detach(), strict=True)),
-            counts=dict(zip(names, counts, strict=True)),
-        )
+        return contrast_and_reconstruct(contrasts, dict(zip(self.loss_names[1:], errors, strict=True)), mean_counts)
 
-    def tokens(self, seen: Mapping[str, Seen], kept: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-        """(B, N, D) by sensor, each looking at itself alone."""
-        found = {}
-        for role, one in seen.items():
-            patches = one.patches.flatten(2)
-            places = kept[role]
-            found[role] = self.encoders[role](
-                patches if places is None else keep(patches, places), self._bias(seen, kept, role, role, patches)
-            )
-        return found
-
-    def fuse(self, tokens: Mapping[str, Tensor], seen: Mapping[str, Seen], kept: Mapping[str, Tensor | None]) -> Tensor:
+    def fuse(self, tokens: Mapping[str, Tensor], seen: Mapping[str, Seen]) -> Tensor:
         """(B, N, D): radar's tokens after they looked at the optical ones."""
-        cross = self._bias(seen, kept, RADAR, OPTICAL, tokens[RADAR])
-        own = cross if self.fusion_self_bias == "cross" else self._bias(seen, kept, RADAR, RADAR, tokens[RADAR])
-        return self.fusion(tokens[RADAR], tokens[OPTICAL], own, cross)
-
-    def _bias(
-        self, seen: Mapping[str, Seen], kept: Mapping[str, Tensor | None], queries: str, keys: str, like: Tensor
-    ) -> Tensor:
-        table = self.alibi.distances(seen[queries].grid, seen[keys].grid, like.device)
-        return self.alibi.bias(pick(table, kept[queries], kept[keys]), like.dtype)
+        radar, optical = tokens[RADAR], tokens[OPTICAL]
+        cross = seen[RADAR].bias_to(seen[OPTICAL], self.alibi, radar)
+        own = cross if self.fusion_self_bias == "cross" else seen[RADAR].bias_to(seen[RADAR], self.alibi, radar)
+        return self.fusion(radar, optical, own, cross)
 
     def encode(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Features of whole samples: tokens (B, L, D) ``radar``, ``optical``, ``joint``; with ``pooled_`` (B, D)."""
         seen = {role: see(sensor, batch) for role, sensor in self.sensors.items()}
-        nothing: dict[str, Tensor | None] = dict.fromkeys(seen)
-        tokens = self.tokens(seen, nothing)
-        joint = self.fuse(tokens, seen, nothing)
+        tokens = {role: one.tokens(self.encoders[role], self.alibi) for role, one in seen.items()}
+        joint = self.fuse(tokens, seen)
         pooled = {f"pooled_{role}": self.pools[role](x.mean(dim=1)) for role, x in tokens.items()}
         return {**tokens, "joint": joint, **pooled, "pooled_joint": joint.mean(dim=1)}
 
