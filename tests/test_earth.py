@@ -43,9 +43,8 @@ from tests.planet import (
 )
 
 # The digest of what each version answers (test_the_version_stands_for_these_values prints the new one).
-# 3: QA10 and QA20, snow probability at 10 m, MSK_CLASSI_* from 2024-02-01, wide radar swaths over ice, false-colour
-# photographs, more properties; and the datasets that this test reads since.
-DIGESTS = {"synthetic-earth-3": "2fbf53466d246463"}
+# 4: lattices of 60 m and finer get what is smooth from nodes 40 m apart, and Dynamic World flickers in two octaves.
+DIGESTS = {"synthetic-earth-4": "2822d5330eb3d17c"}
 
 # --- what it is ---------------------------------------------------------------------------------------------------
 

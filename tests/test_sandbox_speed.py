@@ -11,12 +11,13 @@ from mmbuild.sandbox.earth import SyntheticWorld
 from mmbuild.sandbox.earth_noise import noise, points, smoothstep
 from mmbuild.sandbox.earth_optics import is_snowy, snow_share
 from mmbuild.sandbox.earth_site import SKIES_KEPT, SiteCache, Window, site_at
-from mmbuild.sandbox.earth_world import lattice_site, milliseconds
+from mmbuild.sandbox.earth_world import band_info, lattice_site, milliseconds, square_transform
 from mmbuild.sandbox.picking import gather, indices
 from mmbuild.sandbox.raster import Grid, Reader, Stored, positions, together
 from mmbuild.sandbox.values import Projection
 
 DYNAMIC_WORLD = "GOOGLE/DYNAMICWORLD/V1"
+BAND = band_info("B2", {"dtype": "uint16"}, "EPSG:32631", square_transform(10.0, 600_000.0, 5_000_000.0), (100, 100))
 PLACES = {"north": (10.6, 59.9), "south": (151.1, -33.7)}
 
 
@@ -79,9 +80,9 @@ def test_a_window_cut_from_a_cached_one_holds_the_same_bits(asset: str) -> None:
 def test_the_cache_of_sites_and_the_skies_of_a_site_stay_bounded() -> None:
     cache = SiteCache(limit=1000)
     for number in range(30):
-        x, y = np.meshgrid(np.arange(10.0) * 10 + 600_000 + 1000 * number, np.arange(10.0) * 10 + 5_000_000)
+        x, y = np.arange(10.0) * 10 + 600_000 + 1000 * number, np.arange(10.0) * 10 + 5_000_000
         window = Window(lattice=("a",), left=100 * number, top=0, width=10, height=10)
-        cache.get(window, lambda x=x, y=y: lattice_site("EPSG:32631", x, y))
+        cache.get(window, lambda x=x, y=y: lattice_site(BAND, x, y, cache.blocks))
     assert cache.count == 1000
     scenes = [node.image.private for node in stored(SyntheticWorld(), "north")]
     scenes = [scene for scene in scenes if scene.tile.epsg == scenes[0].tile.epsg]

@@ -21,17 +21,18 @@ from mmbuild.sandbox.earth_aerial import AerialDataset
 from mmbuild.sandbox.earth_cover import WORLDCOVER_CODES
 from mmbuild.sandbox.earth_embeddings import EmbeddingDataset
 from mmbuild.sandbox.earth_globes import DegreeTilesDataset, GlobeDataset, MonthlyDataset
+from mmbuild.sandbox.earth_mesh import LARGEST_M
 from mmbuild.sandbox.earth_noise import Floats
 from mmbuild.sandbox.earth_optics import day_temperature
 from mmbuild.sandbox.earth_products import FIELDS, Ask, reflectance_of
-from mmbuild.sandbox.earth_site import SiteCache, site_at
+from mmbuild.sandbox.earth_site import Site, SiteCache, site_at
 from mmbuild.sandbox.earth_world import (
     DerivedDataset,
     OpticalDataset,
     RadarDataset,
     SyntheticDataset,
     lattice_axes,
-    lattice_site,
+    places_site,
 )
 from mmbuild.sandbox.hls import HlsDataset
 from mmbuild.sandbox.mgrs import transformer
@@ -39,7 +40,7 @@ from mmbuild.sandbox.radar_scenes import find_radar_scene
 from mmbuild.sandbox.scenes import find_scene
 
 # Raise this number whenever any field, scene or property changes (tests/test_earth.py pins what it stands for).
-VERSION = 3
+VERSION = 4
 
 
 class EcoregionsDataset(SyntheticDataset):
@@ -108,6 +109,12 @@ class SyntheticWorld:
         return self._datasets[asset_id]
 
 
+def _scene_site(epsg: int, lon: Any, lat: Any) -> Site:
+    """Degrees (any shape, flattened) as the lattices of a scene's projected system see them."""
+    lon, lat = (np.asarray(part, dtype=np.float64).ravel() for part in np.broadcast_arrays(lon, lat))
+    return places_site(f"EPSG:{epsg}", LARGEST_M, *transformer(4326, epsg).transform(lon, lat))
+
+
 class Earth:
     """The planet's fields at any longitude and latitude (degrees; arrays broadcast): the truth behind the chips."""
 
@@ -144,13 +151,16 @@ class Earth:
 
         Clouds are decided on the 60 m cells of the scene's tile: within a cell, their place is the cell's centre.
         """
-        site = site_at(lon, lat)
-        value = reflectance_of(site, find_scene(scene, level), band, level, clouds=clouds)
+        found = find_scene(scene, level)
+        site = _scene_site(found.tile.epsg, lon, lat)
+        value = reflectance_of(site, found, band, level, clouds=clouds)
         return value.reshape(np.broadcast_shapes(np.shape(lon), np.shape(lat)))
 
     def backscatter(self, polarisation: str, lon: Any, lat: Any, scene: str) -> Floats:
         """Decibels in a Sentinel-1 scene given by its system:index."""
-        value, _ = FIELDS["radar"](site_at(lon, lat), Ask(band=polarisation, scene=find_radar_scene(scene)))
+        found = find_radar_scene(scene)
+        site = _scene_site(found.frame.epsg, lon, lat)
+        value, _ = FIELDS["radar"](site, Ask(band=polarisation, scene=found))
         return np.asarray(value).reshape(np.broadcast_shapes(np.shape(lon), np.shape(lat)))
 
     def product(
@@ -172,8 +182,8 @@ class Earth:
         a, _, left, _, e, top = info.transform
         cols, rows = np.floor((x - left) / a).astype(np.int64), np.floor((y - top) / e).astype(np.int64)
         cx, cy, _ = lattice_axes(info, rows, cols)
-        key = (info.crs, cx.tobytes(), cy.tobytes())
-        site = dataset.sites.get(key, lambda: lattice_site(info.crs, cx, cy))
+        key = (info.crs, a, cx.tobytes(), cy.tobytes())
+        site = dataset.sites.get(key, lambda: places_site(info.crs, a, cx, cy))
         values, mask = dataset.pixels(image, info, site)
         inside = np.ones(cols.shape, dtype=bool)
         if info.width is not None and info.height is not None:

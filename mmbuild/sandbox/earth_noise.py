@@ -7,9 +7,9 @@ asked with it, on every machine whose floats are IEEE, and the antimeridian and 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ _SINE = (6.283183779746203, -16.208654138527415, 16.759507799364254, -9.51590547
 _MASK = (1 << 64) - 1
 # Below this, the calls cost more than the arithmetic.
 FEW_POINTS = 2500
+# The n-th octave is smooth between the nodes of earth_mesh from n times this wavelength on: each is bent by all before.
+SMOOTH_M = 700.0
 
 
 def sine(turns: Floats) -> Floats:
@@ -82,15 +84,26 @@ def hash_cells(seed: int, *cells: NDArray[np.int64]) -> Floats:
     return (z >> np.uint64(11)).astype(np.float64) / float(1 << 53)
 
 
+class Mesh(Protocol):
+    """Coarse nodes around points, from which smooth fields are interpolated (earth_mesh)."""
+
+    def fields(self, key: Hashable, make: Callable[[Points], tuple[Floats, ...]]) -> list[Floats]:
+        """The fields that `make` gives at points, known by `key`, interpolated to these points."""
+        ...
+
+    def take(self, index: Ints) -> Mesh: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Points:
-    """Places on the sphere: degrees and unit vectors, all one-dimensional and contiguous."""
+    """Places on the sphere: degrees and unit vectors, all one-dimensional and contiguous; and their mesh, if any."""
 
     lon: Floats
     lat: Floats
     x: Floats
     y: Floats
     z: Floats
+    mesh: Mesh | None = None
 
     @property
     def size(self) -> int:
@@ -98,7 +111,9 @@ class Points:
 
     def take(self, index: Ints) -> Points:
         """These of the points, in this order."""
-        return Points(*(part[index] for part in (self.lon, self.lat, self.x, self.y, self.z)))
+        mesh = None if self.mesh is None else self.mesh.take(index)
+        x, y, z = (part[index] for part in (self.x, self.y, self.z))
+        return Points(self.lon[index], self.lat[index], x, y, z, mesh)
 
 
 def points(lon: Floats, lat: Floats) -> Points:
@@ -113,7 +128,8 @@ def points(lon: Floats, lat: Floats) -> Points:
 def joined(parts: Sequence[Points]) -> Points:
     """All points of all parts, in order."""
     columns = ([getattr(part, name) for part in parts] for name in ("lon", "lat", "x", "y", "z"))
-    return Points(*(np.concatenate(column) for column in columns))
+    lon, lat, x, y, z = (np.concatenate(column) for column in columns)
+    return Points(lon, lat, x, y, z)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,25 +137,40 @@ class Noise:
     """Octaves of plane waves, each octave's phase bent by the octave before (so nothing looks periodic).
 
     vectors: (octave, wave, 3) cycles per Earth radius. phases, bends: (octave, wave).
-    amplitudes: (octave,), squares sum to 1.
+    amplitudes: (octave,), squares sum to 1. smooth: how many octaves, from the first, a mesh may interpolate.
     """
 
     vectors: NDArray[np.float64]
     phases: NDArray[np.float64]
     bends: NDArray[np.float64]
     amplitudes: tuple[float, ...]
+    smooth: int = 0
 
     def __call__(self, p: Points, phase: NDArray[np.float64] | None = None) -> Floats:
         """Values of about unit variance; `phase` (octave, wave, ...) replaces the phases and broadcasts."""
+        if phase is None and p.mesh is not None and self.smooth:
+            total, *last = p.mesh.fields((self, "value"), self._start)
+            rest = range(self.smooth, len(self.amplitudes))
+            return self._continued(p, rest, self.phases, total, *last)[0] if rest else total
         phases = self.phases if phase is None else phase
         shape = np.broadcast_shapes(phases.shape[2:], (p.size,))
-        total, before = np.zeros(shape), np.empty(shape)
-        scratch = [np.empty(shape) for _ in range(4)]
-        for octave, amplitude in enumerate(self.amplitudes):
+        return self._continued(p, range(len(self.amplitudes)), phases, np.zeros(shape), np.empty(shape))[0]
+
+    def _start(self, p: Points) -> tuple[Floats, ...]:
+        """The sum of the smooth octaves, and the last of them where one follows that it bends."""
+        total, last = self._continued(p, range(self.smooth), self.phases, np.zeros(p.size), np.empty(p.size))
+        return (total,) if self.smooth == len(self.amplitudes) else (total, last)
+
+    def _continued(
+        self, p: Points, octaves: range, phases: Floats, total: Floats, before: Floats
+    ) -> tuple[Floats, Floats]:
+        """`total` with these octaves added, and the last of them; `before` is the one before the first."""
+        scratch = [np.empty(total.shape) for _ in range(4)]
+        for octave in octaves:
             before = self._octave(p, octave, before, phases, scratch)
-            np.multiply(before, amplitude, scratch[0])
+            np.multiply(before, self.amplitudes[octave], scratch[0])
             np.add(total, scratch[0], total)
-        return total
+        return total, before
 
     @property
     def most(self) -> float:
@@ -219,20 +250,32 @@ class Noise:
         self, p: Points, ridged: tuple[int, int] = (0, 0)
     ) -> tuple[Floats, tuple[Floats, Floats, Floats]]:
         """Values and gradient (per metre, along x, y, z); octaves in `ridged` [first, last) peak in sharp crests."""
-        total, slope = np.zeros(p.size), [np.zeros(p.size) for _ in range(3)]
-        before: Floats | None = None
-        before_slope = [np.zeros(p.size) for _ in range(3)]
-        scratch = [np.empty(p.size) for _ in range(6)]
-        for octave, amplitude in enumerate(self.amplitudes):
-            before, before_slope = self._octave_gradient(p, octave, before, before_slope, scratch)
-            value, factor = before, np.ones(1)
+        first, state = 0, [np.zeros(p.size) for _ in range(8)]
+        if p.mesh is not None and self.smooth:
+            first = self.smooth
+            state = p.mesh.fields((self, ridged), lambda nodes: self._start_gradient(nodes, ridged))
+        self._climb(p, range(first, len(self.amplitudes)), ridged, state)
+        return state[0], (state[1], state[2], state[3])
+
+    def _start_gradient(self, p: Points, ridged: tuple[int, int]) -> tuple[Floats, ...]:
+        """Value and gradient of the smooth octaves; and of the last of them alone, where one follows that it bends."""
+        state = [np.zeros(p.size) for _ in range(8)]
+        self._climb(p, range(self.smooth), ridged, state)
+        return tuple(state[: 4 if self.smooth == len(self.amplitudes) else 8])
+
+    def _climb(self, p: Points, octaves: range, ridged: tuple[int, int], state: list[Floats]) -> None:
+        """Add octaves to a state: sum, its three slopes, the last octave, its three slopes."""
+        scratch = [np.empty(p.size) for _ in range(6 if octaves else 0)]
+        for octave in octaves:
+            amplitude = self.amplitudes[octave]
+            state[4], state[5:] = self._octave_gradient(p, octave, state[4] if octave else None, state[5:], scratch)
+            before, value, factor = state[4], state[4], np.ones(1)
             if ridged[0] <= octave < ridged[1]:
                 root = np.sqrt(before * before + 0.04)
                 value, factor = 1.7 * (0.82 - root), -1.7 * before / root
-            total += amplitude * value
+            state[0] += amplitude * value
             for axis in range(3):
-                slope[axis] += amplitude * factor * before_slope[axis]
-        return total, (slope[0], slope[1], slope[2])
+                state[1 + axis] += amplitude * factor * state[5 + axis]
 
     def _octave_gradient(
         self, p: Points, octave: int, before: Floats | None, before_slope: list[Floats], scratch: Sequence[Floats]
@@ -281,7 +324,8 @@ def noise(
             bends[octave, wave] = bend * (next(draws) - 0.5)
     raw = [(w / longest_m) ** roughness for w in wavelengths]
     scale = 1.0 / math.sqrt(math.fsum(a * a for a in raw))
-    return Noise(vectors, phases, bends, tuple(a * scale for a in raw))
+    smooth = sum(wavelength >= n * SMOOTH_M for n, wavelength in enumerate(wavelengths, start=1))
+    return Noise(vectors, phases, bends, tuple(a * scale for a in raw), smooth)
 
 
 def _triad(draws: Sequence[float]) -> NDArray[np.float64]:
@@ -308,6 +352,9 @@ class SphereGrid:
 
     def __call__(self, p: Points) -> Floats:
         """The field at the points."""
+        return self._at(p) if p.mesh is None else p.mesh.fields(self, lambda nodes: (self._at(nodes),))[0]
+
+    def _at(self, p: Points) -> Floats:
         cols = self.cells.shape[1]
         row = (90.0 - p.lat) / self.step - 0.5 + 2.0
         col = (p.lon + 180.0) / self.step - 0.5 + 2.0

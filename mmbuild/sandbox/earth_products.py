@@ -181,7 +181,7 @@ def dynamic_world(site: Site, ask: Ask) -> Answer:
 _DYNAMIC_WORLD_BANDS = (
     "water", "trees", "grass", "flooded_vegetation", "crops", "shrub_and_scrub", "built", "bare", "snow_and_ice",
 )  # fmt: skip
-_FLICKER = noise(71, 900.0, 4, ratio=2.4, roughness=0.3)
+_FLICKER = noise(71, 500.0, 2, ratio=2.4, roughness=0.3)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mmbuild.sandbox.earth_clouds import CELL_M, Sky, clear_skies, cloud_bias, sky
 from mmbuild.sandbox.earth_cover import Cover, cover
 from mmbuild.sandbox.earth_ground import Ground, ground, yearly_rain
+from mmbuild.sandbox.earth_mesh import Blocks
 from mmbuild.sandbox.earth_noise import Bools, Floats, Ints, Points, points
 from mmbuild.sandbox.earth_optics import Sun, Surface, day_temperature, surface
 from mmbuild.sandbox.mgrs import to_lonlat, transformer
@@ -185,6 +186,7 @@ class SiteCache:
     """
 
     def __init__(self, limit: int = CACHE_POINTS) -> None:
+        self.blocks = Blocks()
         self._limit, self._count = limit, 0
         self._sites: OrderedDict[Hashable, Site] = OrderedDict()
         self._lock = threading.Lock()

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from mmbuild.sandbox import scenes as optical_scenes
 from mmbuild.sandbox.assets import Affine6, BandInfo, Bounds, ImageInfo, Kind, Pyramiding
-from mmbuild.sandbox.earth_noise import hash_floats, points
+from mmbuild.sandbox.earth_mesh import Blocks, Lattice, Scattered, has_nodes, points_on
+from mmbuild.sandbox.earth_noise import Points, hash_floats, points
 from mmbuild.sandbox.earth_products import FIELDS, Ask
 from mmbuild.sandbox.earth_site import Site, SiteCache, Window
 from mmbuild.sandbox.mgrs import TILE_M, Tile, to_lonlat
@@ -129,7 +130,7 @@ class SyntheticDataset(ABC):
     def _window_site(self, band: BandInfo, row: int, col: int, height: int, width: int) -> Site:
         x, y, (*lattice, left, top) = lattice_axes(band, np.arange(row, row + height), np.arange(col, col + width))
         window = Window(lattice=tuple(lattice), left=left, top=top, width=width, height=height)
-        return self.sites.get(window, lambda: lattice_site(band.crs, *np.meshgrid(x, y)))
+        return self.sites.get(window, lambda: lattice_site(band, x, y, self.sites.blocks))
 
     def _remember(self, info: ImageInfo) -> ImageInfo:
         with self._lock:
@@ -155,13 +156,27 @@ def lattice_axes(
     return x, y, key
 
 
-def lattice_site(crs: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> Site:
-    """A site of pixel centres in a projected system, or in degrees."""
-    x, y = np.ascontiguousarray(x.ravel()), np.ascontiguousarray(y.ravel())
+def lattice_site(band: BandInfo, x: NDArray[np.float64], y: NDArray[np.float64], blocks: Blocks) -> Site:
+    """A site of all pixels in these columns and rows of a band's lattice, row by row."""
+    epsg = int(band.crs.split(":")[1])
+    if has_nodes(epsg, band.transform[0]):
+        mesh = Lattice(epsg, x, y, blocks)
+        return _site(epsg, points_on(mesh), *np.meshgrid(x, y))
+    x, y = (axis.ravel() for axis in np.meshgrid(x, y))
+    return _site(epsg, points(*(to_lonlat(epsg, x, y) if epsg != 4326 else (x, y))), x, y)
+
+
+def places_site(crs: str, step: float, x: NDArray[np.float64], y: NDArray[np.float64]) -> Site:
+    """A site of pixel centres in no order: what a lattice of pixels `step` wide has at them."""
     epsg = int(crs.split(":")[1])
-    if epsg == 4326:
-        return Site(points(x, y))
-    return Site(points(*to_lonlat(epsg, x, y)), epsg, x, y)
+    if has_nodes(epsg, step):
+        return _site(epsg, points_on(Scattered(epsg, x, y)), x, y)
+    return _site(epsg, points(*(to_lonlat(epsg, x, y) if epsg != 4326 else (x, y))), x, y)
+
+
+def _site(epsg: int, p: Points, x: NDArray[np.float64], y: NDArray[np.float64]) -> Site:
+    """Sites in degrees have no coordinates but those of their points."""
+    return Site(p) if epsg == 4326 else Site(p, epsg, np.ascontiguousarray(x.ravel()), np.ascontiguousarray(y.ravel()))
 
 
 def band_info(name: str, row: Mapping[str, Any], crs: str, transform: Affine6, shape: tuple[int, int]) -> BandInfo:

@@ -1,0 +1,230 @@
+"""Coarse nodes around fine pixels: what is smooth at the scale of the nodes is worked out at them and interpolated.
+
+Nodes lie at whole multiples of a step from the origin of a coordinate system, so that what a pixel gets depends on the
+system and its place alone, never on the window, and all lattices of a system share the nodes. Six nodes per axis decide
+a value (quintic Lagrange), by the same operations in the same order for a lattice and for scattered places.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from mmbuild.sandbox.earth_noise import Floats, Ints, Points, points
+from mmbuild.sandbox.mgrs import to_lonlat
+
+# Metres between nodes, and nodes per degree where the system is in degrees (37 m along a meridian).
+STEP_M, PER_DEGREE = 40.0, 3000.0
+# Pixels up to this size are read from nodes. Larger ones are fewer than the nodes, and so are those of 60 m, but what
+# these belong to has finer bands that share the nodes.
+LARGEST_M, LARGEST_DEG = 60.0, 1.0 / 5000.0
+# Nodes before and after the one at or before a pixel.
+BEFORE, STENCIL = 2, 6
+# Blocks grow by this many nodes and end on whole multiples of it: lattices of other origins find theirs in them.
+ROUNDED = 4
+BLOCKS_KEPT = 64
+
+Make = Callable[[Points], tuple[Floats, ...]]
+
+
+def has_nodes(epsg: int, step: float) -> bool:
+    """Whether pixels of this size of this system (metres or degrees) are interpolated between nodes."""
+    return step <= (LARGEST_DEG if epsg == 4326 else LARGEST_M)
+
+
+def weights(t: Floats) -> list[Floats]:
+    """Weights of the six nodes for fractions t of the way from the third to the fourth."""
+    away = [t - float(k - BEFORE) for k in range(STENCIL)]
+    found = []
+    for k in range(STENCIL):
+        product = np.full_like(t, 1.0 / float(np.prod([k - m for m in range(STENCIL) if m != k])))
+        for m in range(STENCIL):
+            if m != k:
+                product *= away[m]
+        found.append(product)
+    return found
+
+
+def _in_steps(epsg: int, x: Floats) -> tuple[Ints, list[Floats]]:
+    """The first of the six nodes of each coordinate, and their weights."""
+    steps = x * PER_DEGREE if epsg == 4326 else x / STEP_M
+    whole = np.floor(steps)
+    return whole.astype(np.int64) - BEFORE, weights(steps - whole)
+
+
+def _node_points(epsg: int, column: Ints, row: Ints) -> Points:
+    if epsg == 4326:
+        return points(column / PER_DEGREE, row / PER_DEGREE)
+    return points(*to_lonlat(epsg, column * STEP_M, row * STEP_M))
+
+
+class Block:
+    """A rectangle of nodes and the fields already known at them; rows and columns count upwards with y and x."""
+
+    def __init__(self, epsg: int, row: int, column: int, height: int, width: int) -> None:
+        self.epsg, self.row, self.column, self.height, self.width = epsg, row, column, height, width
+        self._fields: dict[Hashable, list[Floats]] = {}
+        self._lock = threading.Lock()
+
+    @cached_property
+    def points(self) -> Points:
+        column, row = np.meshgrid(self.column + np.arange(self.width), self.row + np.arange(self.height))
+        return _node_points(self.epsg, column.ravel(), row.ravel())
+
+    def holds(self, epsg: int, row: int, column: int, height: int, width: int) -> bool:
+        down = self.row <= row and row + height <= self.row + self.height
+        return epsg == self.epsg and down and self.column <= column and column + width <= self.column + self.width
+
+    def fields(self, key: Hashable, make: Make) -> list[Floats]:
+        """The fields under a key, (row, column) each, made at most once."""
+        with self._lock:
+            if key not in self._fields:
+                self._fields[key] = [part.reshape(self.height, self.width) for part in make(self.points)]
+            return self._fields[key]
+
+
+class Blocks:
+    """The last blocks of nodes; safe to share between threads. It only saves time: a node's values are its place's."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[int, Block] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def around(self, epsg: int, row: int, column: int, height: int, width: int) -> Block:
+        """A block that holds these nodes."""
+        with self._lock:
+            for name, block in reversed(self._kept.items()):
+                if block.holds(epsg, row, column, height, width):
+                    self._kept.move_to_end(name)
+                    return block
+            top, left = ((first - 1) // ROUNDED * ROUNDED for first in (row, column))
+            down, right = (-(-(last + 1) // ROUNDED) * ROUNDED for last in (row + height, column + width))
+            block = Block(epsg, top, left, down - top, right - left)
+            self._kept[id(block)] = block
+            while len(self._kept) > BLOCKS_KEPT:
+                self._kept.popitem(last=False)
+            return block
+
+
+@dataclass(frozen=True, eq=False)
+class Lattice:
+    """The pixels of a window, row by row: coordinates of its columns and of its rows."""
+
+    epsg: int
+    x: Floats
+    y: Floats
+    blocks: Blocks
+
+    def take(self, index: Ints) -> Picked:
+        return Picked(self, index)
+
+    @cached_property
+    def _axes(self) -> tuple[Ints, list[Floats], Ints, list[Floats]]:
+        return *_in_steps(self.epsg, self.x), *_in_steps(self.epsg, self.y)
+
+    @cached_property
+    def _block(self) -> Block:
+        columns, _, rows, _ = self._axes
+        spans = [(int(first.min()), int(first.max() - first.min()) + STENCIL) for first in (rows, columns)]
+        return self.blocks.around(self.epsg, spans[0][0], spans[1][0], spans[0][1], spans[1][1])
+
+    def fields(self, key: Hashable, make: Make) -> list[Floats]:
+        """Fields interpolated to the pixels, each an array of its own."""
+        return [self._spread(nodes) for nodes in self._block.fields(key, make)]
+
+    def _spread(self, nodes: Floats) -> Floats:
+        columns, across, rows, down = self._axes
+        columns, rows = columns - self._block.column, rows - self._block.row
+        first, last = int(rows.min()), int(rows.max()) + STENCIL
+        nodes, rows = nodes[first:last], rows - first
+        lines = _sum([w * nodes[:, columns + k] for k, w in enumerate(across)])
+        total = np.empty((rows.size, columns.size))
+        term = np.empty_like(total)
+        for k, w in enumerate(down):
+            np.take(lines, rows + k, axis=0, out=term, mode="clip")
+            np.multiply(w[:, None], term, total if k == 0 else term)
+            if k:
+                total += term
+        return total.ravel()
+
+
+@dataclass(frozen=True, eq=False)
+class Picked:
+    """Some pixels of a lattice."""
+
+    lattice: Lattice
+    index: Ints
+
+    def take(self, index: Ints) -> Picked:
+        return Picked(self.lattice, self.index[index])
+
+    def fields(self, key: Hashable, make: Make) -> list[Floats]:
+        """Fields interpolated to the pixels, each an array of its own."""
+        return [field[self.index] for field in self.lattice.fields(key, make)]
+
+
+@dataclass(frozen=True, eq=False)
+class Scattered:
+    """Places in no order, by their coordinates; nothing is kept."""
+
+    epsg: int
+    x: Floats
+    y: Floats
+
+    def take(self, index: Ints) -> Scattered:
+        return Scattered(self.epsg, self.x[index], self.y[index])
+
+    @cached_property
+    def _nodes(self) -> tuple[Points, Ints, list[Floats], list[Floats]]:
+        """The nodes that are needed, where those of each place are among them (row, column, place), and weights."""
+        columns, across = _in_steps(self.epsg, self.x)
+        rows, down = _in_steps(self.epsg, self.y)
+        steps = np.arange(STENCIL)
+        row, column = np.broadcast_arrays(rows + steps[:, None, None], columns + steps[None, :, None])
+        low, span = (int(column.min()), int(np.ptp(column)) + 1) if column.size else (0, 1)
+        keys, places = np.unique(row * span + (column - low), return_inverse=True)
+        return _node_points(self.epsg, keys % span + low, keys // span), places.reshape(row.shape), across, down
+
+    def fields(self, key: Hashable, make: Make) -> list[Floats]:
+        """Fields interpolated to the places, each an array of its own."""
+        at, places, across, down = self._nodes
+
+        def spread(nodes: Floats) -> Floats:
+            lines = (_sum([w * column for w, column in zip(across, row, strict=True)]) for row in nodes[places])
+            return _sum([w * line for w, line in zip(down, lines, strict=True)])
+
+        return [spread(nodes) for nodes in make(at)]
+
+
+def points_on(mesh: Lattice | Scattered) -> Points:
+    """The points of a mesh. In a projected system they are interpolated too: to a billionth of a metre there."""
+    if mesh.epsg == 4326:
+        x, y = (mesh.x, mesh.y) if isinstance(mesh, Scattered) else _crossed(mesh)
+        vectors = mesh.fields("vector", lambda p: (p.x, p.y, p.z))
+        return Points(_wrapped(x), y, vectors[0], vectors[1], vectors[2], mesh)
+    meridian = 6.0 * (mesh.epsg % 100) - 183.0
+    lon, lat, *vector = mesh.fields("place", lambda p: (_wrapped(p.lon - meridian), p.lat, p.x, p.y, p.z))
+    return Points(_wrapped(lon + meridian), lat, vector[0], vector[1], vector[2], mesh)
+
+
+def _crossed(mesh: Lattice) -> tuple[Floats, Floats]:
+    """x and y of every pixel, row by row."""
+    x, y = np.meshgrid(mesh.x, mesh.y)
+    return x.ravel(), y.ravel()
+
+
+def _wrapped(lon: Floats) -> Floats:
+    return lon - 360.0 * np.rint(lon / 360.0)
+
+
+def _sum(terms: Sequence[Floats]) -> Floats:
+    """The terms added up, first to last."""
+    total = terms[0]
+    for term in terms[1:]:
+        total += term
+    return total
