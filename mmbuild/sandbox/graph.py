@@ -20,6 +20,8 @@ from mmbuild.sandbox.values import EarthEngineError, Function
 
 Implementation = Callable[..., Any]
 REGISTRY: dict[str, Implementation] = {}
+# Arguments whose names are Python keywords, and the parameters that stand for them.
+KEYWORDS = {"from": "from_", "lambda": "lambda_"}
 # Arguments that are only computed when they are asked for: the branches of a conditional.
 LAZY = {"If": ("trueCase", "falseCase")}
 # Algorithms that keep properties and footprint of the image in this argument: filters commute with mapping them.
@@ -165,9 +167,10 @@ class Program:
             named = {name: self.node(item, frame) for name, item in arguments.items()}
             return function.call(*(named.get(name) for name in function.names))
         name = body.get("functionName", "")
-        lazy = LAZY.get(name, ())
+        if name not in LAZY:
+            return invoke(self.context, name, {key: self.node(item, frame) for key, item in arguments.items()})
         given = {
-            key: partial(self.node, item, frame) if key in lazy else self.node(item, frame)
+            key: partial(self.node, item, frame) if key in LAZY[name] else self.node(item, frame)
             for key, item in arguments.items()
         }
         return invoke(self.context, name, given)
@@ -233,15 +236,18 @@ def _arguments(signature: Signature, given: Mapping[str, Any]) -> dict[str, Any]
     lazies = LAZY.get(signature.name, ())
     arguments: dict[str, Any] = {}
     for argument in signature.arguments:
-        value = given.get(argument.name)
-        if value is None and argument.default is REQUIRED:
-            raise EarthEngineError(f"{signature.name}: Parameter '{argument.name}' is required and may not be null.")
-        value = argument.default if value is None else value
-        lazy = argument.name in lazies and callable(value)
-        arguments[parameter(argument.name)] = value if lazy else coerce(value, argument, signature.name)
+        name = argument.name
+        value = given.get(name)
+        if value is None:
+            value = argument.default
+            if value is REQUIRED:
+                raise EarthEngineError(f"{signature.name}: Parameter '{name}' is required and may not be null.")
+        if value is not None and not (name in lazies and callable(value)):
+            value = coerce(value, argument, signature.name)
+        arguments[KEYWORDS.get(name, name)] = value
     return arguments
 
 
 def parameter(name: str) -> str:
     """The Python parameter that stands for an argument."""
-    return f"{name}_" if name in ("from", "lambda") else name
+    return KEYWORDS.get(name, name)

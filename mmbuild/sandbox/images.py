@@ -54,7 +54,15 @@ class Image:
         return self.footprint or WORLD
 
     def get(self, name: str) -> Any:
-        return self.id if name == "system:id" else self.properties.get(name)
+        if name == "system:id":
+            return self.id
+        if isinstance(self.properties, ChainMap):
+            # What ChainMap.get does, at a third of its cost: a search reads thousands of properties.
+            for properties in self.properties.maps:
+                if name in properties:
+                    return properties[name]
+            return None
+        return self.properties.get(name)
 
     def with_properties(self, properties: Mapping[str, Any]) -> Image:
         """The same image with these properties over its own; what is worked out when it is read stays so."""

@@ -249,6 +249,22 @@ def _spatial(test: Callable[[Geometry, Geometry], bool]) -> Compare:
     return compare
 
 
+def _once_per_outline(compare: Compare) -> Compare:
+    """The same relation; passes over one frame share its outline, and a search compares them with one region."""
+    known: dict[Any, tuple[Any, bool]] = {}
+
+    def remembered(left: Any, right: Any) -> bool:
+        if not (isinstance(left, Geometry) and isinstance(right, Geometry)):
+            return compare(left, right)
+        key = id(left.shape), left.crs, left.geodesic, id(right.shape), right.crs, right.geodesic
+        if key not in known:
+            # The shapes are kept with the answer, so that no other shape takes their ids.
+            known[key] = (left.shape, right.shape), compare(left, right)
+        return known[key][1]
+
+    return remembered
+
+
 _RELATIONS: dict[str, Compare] = {
     "intersects": _spatial(lambda a, b: bool(a.lonlat.intersects(b.lonlat))),
     "disjoint": _spatial(lambda a, b: bool(a.lonlat.disjoint(b.lonlat))),
@@ -271,7 +287,7 @@ def _relate(
     hints = Hints()
     if name in ("intersects", "contains") and leftField in GEOMETRY_FIELDS and isinstance(right, Geometry):
         hints = Hints(bounds=right.bounds_lonlat())
-    return Filter(operands(_RELATIONS[name], leftField, right, rightField, left), hints)
+    return Filter(operands(_once_per_outline(_RELATIONS[name]), leftField, right, rightField, left), hints)
 
 
 def _fixed(value: Any) -> Any:
