@@ -170,8 +170,10 @@ class Corpus:
         return str(self.lock["digest"])
 
     @property
-    def synthetic(self) -> bool:
-        return bool(self.lock["source"]["synthetic"])
+    def synthetic(self) -> bool | None:
+        """Whether the pixels are made up; None where the files that it was imported from do not say."""
+        told: bool | None = self.lock["source"]["synthetic"]
+        return told
 
     @property
     def n_slots(self) -> int:

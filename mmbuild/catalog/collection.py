@@ -66,6 +66,7 @@ def build_collection(corpus: Corpus, items: pa.Table, statistics: Mapping[str, A
             for name, m in inside.items()
         },
         "mmbuild:synthetic": corpus.synthetic,
+        **({"mmbuild:unknown": unknown} if (unknown := corpus.lock["source"].get("unknown")) else {}),
         "mmbuild:digest": corpus.digest,
         "mmbuild:samples": {"slots": corpus.n_slots, "stored": len(items)},
         "mmbuild:splits": {s["values"] or "none": s["counts"] for s in sorted(splits, key=lambda s: s["values"])},
@@ -138,7 +139,7 @@ def _files() -> dict[str, Any]:
 
 def _is_imitation(corpus: Corpus, modality: Modality) -> bool:
     """True for values of the offline Earth: the modality's makers and licence have no part in them."""
-    return corpus.synthetic and not modality.is_derived
+    return bool(corpus.synthetic) and not modality.is_derived
 
 
 def _licences(corpus: Corpus, inside: Mapping[str, Modality]) -> Iterator[dict[str, Any]]:

@@ -39,8 +39,8 @@ _PROVENANCE = [
 ]  # fmt: skip
 # What the columns but the assets are made of.
 _OF_SAMPLES = [
-    "slot", "sample_id", "alternate", "sample_status", "lon", "epsg", "x0", "y0", "anchor_time", "tags", "datetime",
-    "window_start", "window_end",
+    "slot", "sample_id", "alternate", "sample_status", "lon", "lat", "epsg", "x0", "y0", "anchor_time", "tags",
+    "datetime", "window_start", "window_end",
 ]  # fmt: skip
 Dates = Callable[[Modality, pa.Table], dict[str, pa.Array]]
 _TIMESTAMP = pa.timestamp("ms", tz="UTC")
@@ -166,6 +166,22 @@ def _reach(records: pa.Table, slots: npt.NDArray[np.int64]) -> dict[str, pa.Arra
 def _outlines(samples: pa.Table, side: float) -> tuple[pa.Array, pa.Array]:
     """WKB outline in degrees and bbox (RFC 7946) of each sample's ground, ``side`` metres of its CRS wide.
 
+    An imported sample whose grid is not known is a point, its centre.
+    """
+    shapes = shapely.points(samples["lon"].to_numpy(), samples["lat"].to_numpy())
+    sides = [samples[name].to_numpy().copy() for name in ("lon", "lat", "lon", "lat")]
+    is_placed = pc.and_(samples["x0"].is_valid(), samples["epsg"].is_valid()).to_numpy(zero_copy_only=False)
+    if is_placed.any():
+        shapes[is_placed], found = _boxes(samples.filter(pa.array(is_placed)), side)
+        for values, own in zip(sides, found, strict=True):
+            values[is_placed] = own
+    bbox = pa.StructArray.from_arrays([pa.array(values) for values in sides], names=["xmin", "ymin", "xmax", "ymax"])
+    return pa.array(shapely.to_wkb(shapes, flavor="iso"), pa.binary()), bbox
+
+
+def _boxes(samples: pa.Table, side: float) -> tuple[npt.NDArray[np.object_], tuple[npt.NDArray[np.float64], ...]]:
+    """Outlines and west, south, east, north of samples on known grids.
+
     An outline across the antimeridian is cut there into a MultiPolygon, and its bbox has west > east.
     """
     ring = _unit_ring(max(1, min(32, int(np.ceil(side / _EDGE_M)))))
@@ -184,9 +200,7 @@ def _outlines(samples: pa.Table, side: float) -> tuple[pa.Array, pa.Array]:
     crossing = np.flatnonzero((west < -180.0) | (east > 180.0))
     shapes[crossing] = [_cut(shape) for shape in shapes[crossing]]
     west, east = np.where(west < -180.0, west + 360.0, west), np.where(east > 180.0, east - 360.0, east)
-    sides = (west, lat.min(axis=1, initial=np.inf), east, lat.max(axis=1, initial=-np.inf))
-    bbox = pa.StructArray.from_arrays([pa.array(side) for side in sides], names=["xmin", "ymin", "xmax", "ymax"])
-    return pa.array(shapely.to_wkb(shapes, flavor="iso"), pa.binary()), bbox
+    return shapes, (west, lat.min(axis=1, initial=np.inf), east, lat.max(axis=1, initial=-np.inf))
 
 
 def _unit_ring(edges: int) -> npt.NDArray[np.float64]:
@@ -283,18 +297,19 @@ def _grid(rows: pa.Table) -> dict[str, pa.Array]:
     return {
         "gsd": gsd,
         "proj:code": _codes(rows["epsg"]),
-        "proj:transform": _zipped([gsd, zero, rows["x0"], zero, pc.negate(gsd), rows["y0"]]),
+        # The corner first: where it is not known there is no transform.
+        "proj:transform": _zipped([rows["x0"], gsd, zero, rows["x0"], zero, pc.negate(gsd), rows["y0"]], skip=1),
         "proj:shape": _zipped([rows["height"].cast(pa.int64()), rows["width"].cast(pa.int64())]),
     }
 
 
-def _zipped(columns: Sequence[pa.ChunkedArray]) -> pa.Array:
-    """A list per row with one value of each column; null where the first column is null."""
-    parts = [_one_chunk(column) for column in columns]
-    n, width = len(parts[0]), len(parts)
+def _zipped(columns: Sequence[pa.ChunkedArray], *, skip: int = 0) -> pa.Array:
+    """A list per row with one value of each column but the first ``skip``; null where the first column is null."""
+    first, *parts = [_one_chunk(column) for column in (columns[0], *columns[skip:])]
+    n, width = len(first), len(parts)
     values = pa.concat_arrays(parts).take(pa.array(np.arange(n * width).reshape(width, n).T.ravel()))
     offsets = pa.array(np.arange(n + 1, dtype=np.int32) * np.int32(width))
-    return pa.ListArray.from_arrays(offsets, values, mask=parts[0].is_null())
+    return pa.ListArray.from_arrays(offsets, values, mask=first.is_null())
 
 
 def _dates(modality: Modality, rows: pa.Table) -> dict[str, pa.Array]:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from mmbuild.cli import sandbox
-from mmbuild.cli.exports import export
+from mmbuild.cli.exports import export, import_
 from mmbuild.cli.options import (
     INTERRUPTED,
     ArchiveOption,
@@ -53,6 +53,7 @@ app = typer.Typer(
 )  # fmt: skip
 app.add_typer(sandbox.app, name="sandbox")
 app.command()(export)
+app.command("import")(import_)
 
 
 def main() -> None:

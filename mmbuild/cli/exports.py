@@ -1,4 +1,4 @@
-"""`mmbuild export`: a corpus in the layouts of other people's readers."""
+"""`mmbuild export` and `mmbuild import`: corpora in the layouts of other people's readers, and back."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
 from mmbuild.cli.options import INTERRUPTED, JsonOption, OutArg, console, errors, in_bytes, in_time
+from mmbuild.cli.progress import print_status
 
 Show = Callable[[int, int, int], None]
 
@@ -62,6 +63,27 @@ def export(
     )
     for sentence in done.lost:
         console.print(f"  not carried: {escape(sentence)}")
+
+
+def import_(
+    format: Annotated[str, typer.Argument(metavar="FORMAT", help="mmearth, pmtiles or ssl4eo.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The published file, or the folder that holds it.")],
+    out: OutArg,
+    name: Annotated[str | None, typer.Option(help="What the corpus is called.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Shards at a time.")] = None,
+) -> None:
+    """Make a corpus of published files, without asking anyone for pixels. Run again to go on."""
+    from mmbuild.importers import import_corpus
+
+    try:
+        with shown("importing") as show:
+            corpus = import_corpus(path, out, format=format, name=name, threads=threads, progress=show)
+    except KeyboardInterrupt:
+        errors.print("interrupted; finished shards are kept, run the same command again to go on")
+        raise typer.Exit(INTERRUPTED) from None
+    print_status(corpus)
+    for what, why in corpus.lock["source"]["unknown"].items():
+        console.print(f"  {what} not known: {escape(why)}")
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

@@ -78,6 +78,8 @@ def print_status(corpus: Corpus) -> int:
     console.print(
         f"{kind} {found['name']} at {found['location']}: {found['stored']} of {found['samples']} samples stored"
     )
+    if found["synthetic"] is None:
+        console.print("  imported from files that do not say whether their pixels are synthetic")
     counted = ("stored", "no data", "rejected", "failed", "not asked")
     table = Table("modality", *counted, "valid pixels", "why not (most frequent)")
     for name, entry in found["modalities"].items():

@@ -22,6 +22,8 @@ from mmbuild.foreign.chips import Sample, SampleReader
 from mmbuild.foreign.files import Files, Folder, claimed, ordered
 
 Progress = Callable[[int, int, int], None]
+# Whether the pixels are made up, in the words that every layout's notes use.
+SYNTHETIC: dict[bool | None, str] = {True: "yes", False: "no", None: "unknown"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +66,17 @@ class Job:
 
 
 class Format(Protocol):
-    """What a file of this folder offers; ``export`` returns what the layout could not carry, in sentences."""
+    """What a file of this folder offers.
+
+    ``prepare`` refuses a corpus that lacks what the layout needs, before anything is written; what it answers is given
+    to ``export``, which answers what the layout could not carry, in sentences.
+    """
 
     OPTIONS: frozenset[str]
 
-    def export(self, job: Job) -> list[str]: ...
+    def prepare(self, reader: SampleReader, options: Options) -> Any: ...
+
+    def export(self, job: Job, prepared: Any) -> list[str]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,12 +119,13 @@ def export_corpus(
     chosen = replace(chosen, modalities=_modalities(corpus, chosen.modalities))
     reader = SampleReader(corpus).narrowed(chosen.split)
     root = Path(dest)
+    prepared = module.prepare(reader, chosen)
     with claimed(root, _same(corpus, format, chosen), _about(corpus)) as folder:
         job = Job(
             reader=reader, folder=folder, options=chosen, threads=threads or min(8, os.cpu_count() or 1),
             progress=progress or (lambda done, total, size: None),
         )  # fmt: skip
-        lost = module.export(job)
+        lost = module.export(job, prepared)
         folder.finish({"samples": len(reader), "not carried": lost})
     return Exported(
         format=format, dest=str(root), samples=len(reader), files=folder.files, bytes=folder.bytes,

@@ -15,13 +15,14 @@ from html import escape
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import rasterio
 from affine import Affine
 from rasterio.io import MemoryFile
 
 from mmbuild.errors import UserError
-from mmbuild.export import Job, Unit, write_units
-from mmbuild.foreign.chips import Sample
+from mmbuild.export import SYNTHETIC, Job, Options, Unit, write_units
+from mmbuild.foreign.chips import Sample, SampleReader
 from mmbuild.foreign.files import Files, ordered
 from mmbuild.modality import Modality
 from mmbuild.records import read_parquet
@@ -33,7 +34,17 @@ _HORIZONTAL, _FLOATING = 2, 3
 _COLOURED = ("uint8", "uint16")
 
 
-def export(job: Job) -> list[str]:
+def prepare(reader: SampleReader, options: Options) -> None:
+    """Refuse a corpus whose pixels have no known place: such a GeoTIFF would be nowhere."""
+    samples = reader.corpus.samples(["sample_id", "epsg", "x0", "y0", "sample_status"])
+    for name in ("epsg", "x0", "y0"):
+        lost = samples.filter(pc.and_(samples[name].is_null(), pc.equal(samples["sample_status"], "stored")))
+        if len(lost):
+            reason = f"the grid of {len(lost)} samples is not known (sample {lost['sample_id'][0]} has no {name})"
+            raise UserError(reason, reader.corpus.store.url, "export to webdataset, which needs no places")
+
+
+def export(job: Job, prepared: None) -> list[str]:
     """Write the chips, the legends and the table of samples."""
     units = [Unit(name=str(slot), slots=(int(slot),)) for slot in job.reader.slots]
     write_units(job, units, lambda unit, samples, files: _write_sample(job, samples[0], files), version="geotiff 1")
@@ -60,10 +71,7 @@ def _write_sample(job: Job, sample: Sample, files: Files) -> None:
 
 
 def geotiff(chip: np.ndarray, modality: Modality, row: Mapping[str, Any], tags: Mapping[str, str]) -> bytes:
-    """A chip (band, y, x) as a GeoTIFF on the grid of its record.
-
-    Raises UserError when the record does not say where the pixels lie.
-    """
+    """A chip (band, y, x) as a GeoTIFF on the grid of its record."""
     count, height, width = chip.shape
     profile = {
         "driver": "GTiff", "count": count, "height": height, "width": width, "dtype": chip.dtype.name,
@@ -91,11 +99,6 @@ def _predictor(modality: Modality) -> int:
 
 
 def _place(row: Mapping[str, Any]) -> dict[str, Any]:
-    if row["x0"] is None or row["y0"] is None or row["epsg"] is None:
-        raise UserError(
-            "has no known place on a grid, and a GeoTIFF without one would be nowhere", f"sample {row['sample_id']}",
-            "export to webdataset, which needs none",
-        )  # fmt: skip
     transform = Affine(row["gsd"], 0.0, row["x0"], 0.0, -row["gsd"], row["y0"])
     return {"crs": rasterio.CRS.from_epsg(row["epsg"]), "transform": transform}
 
@@ -115,7 +118,7 @@ def _tags(job: Job, row: Mapping[str, Any]) -> dict[str, str]:
         # A composite has hundreds; the catalogue names them.
         "scenes": ",".join(row["scene_ids"] or ()) if modality.time == "scene" else "",
         "licence": modality.licence, "attribution": modality.attribution,
-        "synthetic": {True: "yes", False: "no"}.get(job.corpus.synthetic, "unknown"),
+        "synthetic": SYNTHETIC[job.corpus.synthetic],
         **{f"class_{item.code}": item.name for item in modality.classes},
     }  # fmt: skip
     return {key: value for key, value in found.items() if value}

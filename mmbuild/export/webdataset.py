@@ -15,8 +15,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from mmbuild.export import Job, Unit, in_groups, write_units
-from mmbuild.foreign.chips import Sample
+from mmbuild.export import Job, Options, Unit, in_groups, write_units
+from mmbuild.foreign.chips import Sample, SampleReader
 from mmbuild.foreign.files import Files
 
 OPTIONS = frozenset({"name", "split", "modalities", "samples_per_file"})
@@ -24,7 +24,11 @@ OPTIONS = frozenset({"name", "split", "modalities", "samples_per_file"})
 SAMPLES_PER_FILE = 200
 
 
-def export(job: Job) -> list[str]:
+def prepare(reader: SampleReader, options: Options) -> None:
+    """Any corpus will do."""
+
+
+def export(job: Job, prepared: None) -> list[str]:
     """Write one tar per split and ``samples_per_file`` samples."""
     name = job.options.name or job.corpus.recipe.name
     size = job.options.samples_per_file or SAMPLES_PER_FILE

@@ -69,12 +69,17 @@ class Files:
     @contextmanager
     def open(self, key: str) -> Iterator[IO[bytes]]:
         """A new binary file that may be read back; it takes its name when the block ends well."""
+        with self.path(key) as temporary, temporary.open("w+b") as file:
+            yield file
+
+    @contextmanager
+    def path(self, key: str) -> Iterator[Path]:
+        """Where to write a file by its path; it takes its name when the block ends well."""
         path = self.root / key
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + PARTIAL_SUFFIX)
         with writing(path):
-            with temporary.open("w+b") as file:
-                yield file
+            yield temporary
             size, crc = temporary.stat().st_size, crc_of(temporary)
             temporary.replace(path)
         self.written.append((key, size, crc))
@@ -194,14 +199,19 @@ def _check_free(root: Path, same: Mapping[str, Any]) -> None:
             return
         raise UserError("there is something else here already", str(root), fix)
     found = json.loads(claim.read_text())
-    differs = [key for key, value in same.items() if found.get(key) != value]
+    before, now = _flat(found), _flat(same)
+    differs = [
+        f"{key}: {_brief(before.get(key))}, now {_brief(now[key])}" for key in now if before.get(key) != now[key]
+    ]
     if differs:
-        key = differs[0]
-        raise UserError(
-            f"holds another export ({key}: {_brief(found.get(key))}, now {_brief(same[key])})", str(root), fix
-        )
+        raise UserError(f"holds another export ({'; '.join(differs)})", str(root), fix)
+
+
+def _flat(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The options beside the rest, so that only what differs is named."""
+    return {**about, **about.get("options", {})} | {"options": None}
 
 
 def _brief(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= 24 else f"{text[:21]}..."

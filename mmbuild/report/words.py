@@ -28,9 +28,10 @@ def chip_name(row: Row, times: int) -> str:
 
 def ground(row: Row) -> str:
     """How much ground the rasters cover; an image-level row has no pixels to say so."""
+    crs = "CRS not known" if row["epsg"] is None else f"EPSG:{row['epsg']}"
     if row["width"] is None or row["gsd"] is None:
-        return f"EPSG:{row['epsg']}"
-    return f"{row['width'] * row['gsd'] / 1000:g} × {row['height'] * row['gsd'] / 1000:g} km, EPSG:{row['epsg']}"
+        return crs
+    return f"{row['width'] * row['gsd'] / 1000:g} × {row['height'] * row['gsd'] / 1000:g} km, {crs}"
 
 
 def when(row: Row) -> str:
