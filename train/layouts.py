@@ -1,6 +1,7 @@
-"""The names that published code gives to the weights of our models, and back; nothing is read or written here.
+"""The names and shapes that published code gives to the weights of our models; nothing is read or written here.
 
 CROMA has two layouts, that of its pretraining code and that of its released weights; Scale-ALiBi has the first.
+MP-MAE's published weights are those of sparse convolutions, whose kernels lie otherwise than those of dense ones.
 A table maps the beginnings of names, ours to theirs; ``{n}`` stands for a number.
 """
 
@@ -9,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+from torch import Tensor
 
 Table = dict[str, str]
 
@@ -96,6 +99,8 @@ def _pretraining(sensors: Mapping[str, str], fusions: Mapping[str, str]) -> Tabl
 
 CROMA_PRETRAINING = _pretraining({"radar": "radar", "optical": "optical"}, {"fusion": "cross_encoder"})
 SCALE_ALIBI = _pretraining({"radar": "radar", "lores": "optical", "hires": "hires"}, {"fusions.lores": "cross_encoder"})
+# The decoder's fixed positions, which ours computes.
+POSITIONS = "decoder.decoder_pos_embed"
 # The five state dicts of a released CROMA file, joined by "/".
 CROMA_RELEASED: Table = {
     **_encoder("encoders.radar.", "s1_encoder/", RELEASED),
@@ -124,3 +129,54 @@ def renamer(table: Mapping[str, str]) -> Callable[[str], str | None]:
 def inverse(table: Mapping[str, str]) -> Table:
     """The way back."""
     return {theirs: ours for ours, theirs in table.items()}
+
+
+# -- MP-MAE
+
+# What each of MP-MAE's own modules is called there; decoders and heads carry a task's name, see below.
+MPMAE: Table = {
+    "encoder.": "encoder.",
+    "proj.": "proj.",
+    "mask_token": "mask_token",
+    "image_norm.": "layer_norm_tmp.",
+    "loss.log_vars": "loss_fn.log_vars",
+}
+DECODERS, HEADS = "decoder_dict.", "pred_dict."
+
+
+def densify(name: str, value: Tensor) -> tuple[str, Tensor]:
+    """One sparse weight as the dense one; a dense weight as it is.
+
+    A kernel (K, in, out) becomes (out, in, k, k), a depthwise one (K, dim) becomes (dim, 1, k, k); the row is the
+    faster index of K = k x k. Biases and gates lose or gain an axis; ``.ln`` and ``.linear`` disappear from names.
+    Source: MMEarth-train, helpers.remap_checkpoint_keys; a 1 x 1 kernel that is not depthwise has no K at all.
+    """
+    if name.endswith(".kernel"):
+        if name.endswith("stem_orig.0.kernel") and value.ndim == 2:
+            value = value[None]
+        value = value[:, None] if value.ndim == 2 else value
+        side = round(len(value) ** 0.5)
+        value = value.reshape(side, side, *value.shape[1:]).permute(3, 2, 1, 0)
+        return name.removesuffix("kernel") + "weight", value.contiguous()
+    name = name.replace(".ln.", ".").replace(".linear.", ".")
+    if name.endswith((".grn.gamma", ".grn.beta")):
+        return name, value.reshape(1, 1, 1, -1)
+    return name, value[0] if name.endswith("bias") and value.ndim == 2 else value
+
+
+def sparsify(name: str, value: Tensor) -> tuple[str, Tensor]:
+    """The way back, for names of the encoder."""
+    module, _, kind = name.rpartition(".")
+    if value.ndim == 4 and kind == "weight":
+        kernel = value.permute(3, 2, 1, 0).flatten(0, 1)
+        depthwise = module.endswith(("dwconv", "stem.0"))
+        kernel = kernel[:, 0] if depthwise else kernel
+        alone = len(kernel) == 1 and not depthwise
+        return f"{module}.kernel", (kernel[0] if alone else kernel).contiguous()
+    if kind in ("gamma", "beta"):
+        return name, value.reshape(1, -1)
+    if re.search(r"(norm|initial_conv\.1|stem\.1|stem_orig\.1|downsample_layers\.\d\.0)$", module):
+        return f"{module}.ln.{kind}", value
+    if re.search(r"pwconv\d$", module):
+        return f"{module}.linear.{kind}", value
+    return name, value[None] if kind == "bias" else value
