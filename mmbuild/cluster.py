@@ -26,7 +26,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 
 from mmbuild.errors import UserError
 from mmbuild.governor import Counter, Desk
-from mmbuild.shard import ShardResult, build_shard
+from mmbuild.shard import ShardResult, build_shard, chip_readers
 from mmbuild.sources import open_source
 from mmbuild.threads import SHARDS_AT_ONCE, Task, Work
 from mmbuild.throttle import Budget, Limits, Spending
@@ -95,7 +95,7 @@ class BenchPlugin(WorkerPlugin):
             if isinstance(bench, BenchPlugin):
                 bench.gate.answered(number, reason)
 
-        self.gate = Counter(self.run, send)
+        self.gate, self.readers = Counter(self.run, send), chip_readers()
         self.places, self.ready = threading.BoundedSemaphore(self.room), threading.Event()
         worker.stream_handlers.setdefault("mmbuild-turn", turn)
         try:
@@ -107,6 +107,7 @@ class BenchPlugin(WorkerPlugin):
 
     def teardown(self, worker: Worker) -> None:
         self.gate.lose()
+        self.readers.shutdown(wait=False)
 
 
 def _bench(run: str) -> str:
@@ -123,7 +124,7 @@ def _build(run: str, task: Task) -> ShardResult:
     _dask.secede()
     bench.ready.wait()
     with bench.places:
-        return build_shard(bench.work.task(task), gate=bench.gate)
+        return build_shard(bench.work.task(task), bench.readers, gate=bench.gate)
 
 
 class Cluster:

@@ -22,7 +22,7 @@ from mmbuild.cube import layouts
 from mmbuild.errors import QuotaStop
 from mmbuild.plan import locate, samples_of
 from mmbuild.recipe import Recipe
-from mmbuild.shard import BLOCK, gather
+from mmbuild.shard import BLOCK, chip_readers, gather
 from mmbuild.sources import PAIRS_PER_REQUEST, SAMPLES_PER_REQUEST, Ask, Source, SourceSpec, Usage, open_source
 from mmbuild.throttle import REQUESTS_PER_SECOND, Gate
 
@@ -132,14 +132,15 @@ def probe(
     places = places.drop(columns="geometry").astype({"date": object, "anchor_year": object})
     slots = sorted(places["slot"].unique())
     asking, stored = time.monotonic(), 0
-    for first in range(0, len(slots), BLOCK):
-        rows = places[places["slot"].isin(slots[first : first + BLOCK])]
-        rows = rows.where(rows.notna(), None).to_dict("records")
-        outcomes, stopped = gather(recipe, watch, list(samples_of(rows)), lambda name: None)
-        if stopped:
-            raise QuotaStop(f"{stopped}; a part of a probe forecasts nothing")
-        stored += sum(outcome.status == "stored" for outcome in outcomes.values())
-        progress(len(watch.visits))
+    with chip_readers() as readers:
+        for first in range(0, len(slots), BLOCK):
+            rows = places[places["slot"].isin(slots[first : first + BLOCK])]
+            rows = rows.where(rows.notna(), None).to_dict("records")
+            outcomes, stopped = gather(recipe, watch, list(samples_of(rows)), readers, lambda name: None)
+            if stopped:
+                raise QuotaStop(f"{stopped}; a part of a probe forecasts nothing")
+            stored += sum(outcome.status == "stored" for outcome in outcomes.values())
+            progress(len(watch.visits))
     now = time.monotonic()
     return _forecast(recipe, watch, tables, samples, stored, asked_s=now - asking, spent_s=now - began)
 

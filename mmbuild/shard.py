@@ -28,9 +28,9 @@ from mmbuild.times import month_start
 
 Window = tuple[datetime, datetime]
 
-# Threads that read a shard's chips. One shard alone can fill the 40 places that Earth Engine has; how many of them are
-# under way is decided by the gate.
-READ_THREADS = 40
+# Threads of a process that read chips, for all its shards together. More than the 40 requests that Earth Engine answers
+# at once, since a thread also unpacks what came; how many are under way is decided by the gate.
+READ_THREADS = 64
 # Samples that are searched, screened and read together. Blocks of one shard go side by side, so that some are read
 # while others are searched, and a run that is stopped early has finished some.
 BLOCK = 64
@@ -60,10 +60,21 @@ class ShardResult:
     stopped: str = ""
 
 
-def build_shard(task: ShardTask, step: OnStep = lambda name: None, gate: Gate | None = None) -> ShardResult:
+def chip_readers() -> ThreadPoolExecutor:
+    """Threads that read the chips of all shards of a process, in the order in which they are known.
+
+    So the oldest shard is done first. With threads of their own, shards side by side would all be read, and then all be
+    searched, at the same time: requests would come in waves.
+    """
+    return ThreadPoolExecutor(max_workers=READ_THREADS, thread_name_prefix="read")
+
+
+def build_shard(
+    task: ShardTask, readers: Executor, step: OnStep = lambda name: None, gate: Gate | None = None
+) -> ShardResult:
     """Do what the shard still lacks and commit it; good chips of an earlier record are copied undecoded.
 
-    gate: lets the source's requests pass; None sets no limit.
+    readers: where chips are read, see ``chip_readers``. gate: lets the source's requests pass; None sets no limit.
     """
     store, recipe = open_store(task.out), task.recipe
     arrays = layouts(recipe)
@@ -75,7 +86,7 @@ def build_shard(task: ShardTask, step: OnStep = lambda name: None, gate: Gate | 
     )
     kept_rows, kept_chunks = keep(store, task.shard, arrays)
     wanted = [row for row in task.rows if row["slot"] not in kept_rows]
-    outcomes, stopped = gather(recipe, source, list(samples_of(wanted)), step)
+    outcomes, stopped = gather(recipe, source, list(samples_of(wanted)), readers, step)
     if stopped and not outcomes:
         return ShardResult(shard=task.shard, statuses={}, usage=source.usage, stopped=stopped)
     withdraw(store, task.shard)
@@ -92,7 +103,7 @@ def build_shard(task: ShardTask, step: OnStep = lambda name: None, gate: Gate | 
 
 
 def gather(
-    recipe: Recipe, source: Source, candidates: Sequence[Sample], step: OnStep
+    recipe: Recipe, source: Source, candidates: Sequence[Sample], readers: Executor, step: OnStep
 ) -> tuple[dict[int, Outcome], str]:
     """The outcome of every slot: its first candidate place that works, or the last one's reason.
 
@@ -106,7 +117,7 @@ def gather(
     stops: list[str] = []
     while any(queues.values()) and not stops:
         batch, before = [queue.pop(0) for queue in queues.values() if queue], copy(source.usage)
-        for outcome in _attempts(recipe, source, batch, step, stops):
+        for outcome in _attempts(recipe, source, batch, readers, step, stops):
             slot = outcome.sample.slot
             history[slot].append(outcome.reason)
             # A place that failed is not a place without data: it keeps its turn and is asked again by the next build.
@@ -126,27 +137,26 @@ def _whole_story(reasons: Sequence[str]) -> str:
 
 
 def _attempts(
-    recipe: Recipe, source: Source, samples: Sequence[Sample], step: OnStep, stops: list[str]
+    recipe: Recipe, source: Source, samples: Sequence[Sample], readers: Executor, step: OnStep, stops: list[str]
 ) -> list[Outcome]:
     """One candidate place of several slots, block by block side by side; ``stops`` takes why the work must end."""
     blocks = [samples[first : first + BLOCK] for first in range(0, len(samples), BLOCK)]
 
     def attempt(block: Sequence[Sample]) -> list[Outcome]:
         try:
-            return _attempt(recipe, source, block, step, readers, stops)
+            return _attempt(recipe, source, block, readers, step, stops)
         except QuotaStop as stop:
             stops.append(str(stop))
             return []
 
-    with ThreadPoolExecutor(max_workers=READ_THREADS) as readers:
-        if len(blocks) == 1:
-            return attempt(blocks[0])
-        with ThreadPoolExecutor(max_workers=len(blocks)) as side_by_side:
-            return [outcome for found in side_by_side.map(attempt, blocks) for outcome in found]
+    if len(blocks) == 1:
+        return attempt(blocks[0])
+    with ThreadPoolExecutor(max_workers=len(blocks)) as side_by_side:
+        return [outcome for found in side_by_side.map(attempt, blocks) for outcome in found]
 
 
 def _attempt(
-    recipe: Recipe, source: Source, samples: Sequence[Sample], step: OnStep, readers: Executor, stops: list[str]
+    recipe: Recipe, source: Source, samples: Sequence[Sample], readers: Executor, step: OnStep, stops: list[str]
 ) -> list[Outcome]:
     """Search, choose and read one candidate place of several slots; without those that a stop left unread."""
     try:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mmbuild.governor import Governor
 from mmbuild.recipe import Recipe
-from mmbuild.shard import ShardResult, ShardTask, build_shard
+from mmbuild.shard import ShardResult, ShardTask, build_shard, chip_readers
 from mmbuild.sources import SANDBOX, SourceSpec
 from mmbuild.throttle import Limits
 
@@ -81,16 +81,20 @@ class Threads:
         self._at_once = cores_at_once() if work.is_offline else SHARDS_AT_ONCE
 
     def results(self, tasks: Iterator[Task]) -> Iterator[ShardResult]:
-        if self._step is not None:
-            for task in tasks:
-                yield build_shard(self._work.task(task), self._step, gate=self._governor)
-            return
+        with chip_readers() as readers:
+            if self._step is None:
+                yield from self._side_by_side(tasks, readers)
+            else:
+                for task in tasks:
+                    yield build_shard(self._work.task(task), readers, self._step, gate=self._governor)
+
+    def _side_by_side(self, tasks: Iterator[Task], readers: Executor) -> Iterator[ShardResult]:
         pool = ThreadPoolExecutor(max_workers=self._at_once)
         running: set[Future[ShardResult]] = set()
         try:
             while True:
                 while len(running) < self._at_once and (new := self._next(tasks)) is not None:
-                    running.add(pool.submit(build_shard, self._work.task(new), gate=self._governor))
+                    running.add(pool.submit(build_shard, self._work.task(new), readers, gate=self._governor))
                 if not running:
                     return
                 done, running = wait(running, return_when=FIRST_COMPLETED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -26,9 +27,9 @@ TIERS = {
     "partner": PARTNER_EECU_HOURS,
 }
 
-# Requests leave at 97 a second with at most two at once: 99 in the worst second as they leave, so a little unevenness
-# of the way does not make it more than 100 as they arrive.
-PACE, BURST = 0.97, 0.02
+# Of 100 requests that a second may have 99 leave, and a second is taken as 5 ms longer: a little unevenness of the way
+# does not make more than 100 arrive. Two leave at least half the even distance apart, also to catch up.
+SHARE, SECOND_S, CLOSEST = 0.99, 1.005, 0.5
 # A window of requests under way starts here and doubles every round trip until the first 429.
 FIRST_WINDOW = 4
 # Requests under way in restricted mode: its limit is not published; few enough for any, enough to go on.
@@ -82,26 +83,36 @@ class Limits:
     per_second: float = REQUESTS_PER_SECOND
 
 
-class Bucket:
-    """A token bucket: never more than ``per_second`` requests in any one second, evenly paced."""
+class Pace:
+    """Never more than ``per_second`` requests in any one second, whenever the second begins.
 
-    def __init__(self, per_second: float, now: float) -> None:
-        self.rate = per_second * PACE
-        self.burst = max(1.0, per_second * BURST)
-        self._tokens, self._at = self.burst, now
+    It remembers when the last ones left. What was missed because a thread woke up late is caught up within the second;
+    a bucket of tokens that is as strict has room for so few that it overflows, and what it spills is lost.
+    """
+
+    def __init__(self, per_second: float) -> None:
+        self.is_free = math.isinf(per_second)
+        most = 1 if self.is_free else max(1, int(per_second * SHARE))
+        self._left: deque[float] = deque(maxlen=most)
+        # Less than one a second is one in a longer time.
+        self._second_s = SECOND_S if self.is_free else SECOND_S * max(1.0, 1 / per_second)
+        self._apart_s = CLOSEST * self._second_s / most
+        self._now = -math.inf
 
     def wait_s(self, now: float) -> float:
         """Seconds until the next request may leave."""
-        if math.isinf(self.rate):
+        self._now = max(self._now, now)
+        if self.is_free or not self._left:
             return 0.0
-        self._tokens = min(self.burst, self._tokens + max(0.0, now - self._at) * self.rate)
-        self._at = max(self._at, now)
-        # Sums of floats end a hair below one.
-        return 0.0 if self._tokens > 1 - 1e-9 else (1 - self._tokens) / self.rate
+        due = self._left[-1] + self._apart_s
+        if len(self._left) == self._left.maxlen:
+            due = max(due, self._left[0] + self._second_s)
+        return max(0.0, due - now)
 
     def take(self) -> None:
-        if not math.isinf(self.rate):
-            self._tokens -= 1
+        """A request leaves, at the time that was last asked about."""
+        if not self.is_free:
+            self._left.append(self._now)
 
 
 class Window:
@@ -116,11 +127,17 @@ class Window:
         self.restricted = False
         self._first_climb = True
         self._judged = 0  # the newest request that had left when the window last changed for the worse
+        self._filled = 0  # the newest request that had left when the window was last full
         self._restricted_at = 0
 
     @property
     def limit(self) -> int:
         return min(int(self.size), RESTRICTED_WINDOW) if self.restricted else int(self.size)
+
+    def leave(self, number: int, in_flight: int) -> None:
+        """Take in that request ``number`` has left, as one of so many under way."""
+        if in_flight >= self.limit:
+            self._filled = number
 
     def halve(self, number: int, newest: int, in_flight: int) -> bool:
         """Take in a 429 of request ``number``; True when it tells something new."""
@@ -131,11 +148,14 @@ class Window:
         self._judged, self._first_climb = newest, False
         return True
 
-    def grow(self, number: int, in_flight: int) -> bool:
-        """Take in an answer to request ``number``; True when it left after the last 429 came."""
+    def grow(self, number: int) -> bool:
+        """Take in an answer to request ``number``; True when it left after the last 429 came.
+
+        A window that has not been full since the request left was wide enough, and grows no wider.
+        """
         if number <= self._judged:
             return False
-        if in_flight + 1 >= self.limit and not self.restricted:
+        if number <= self._filled and not self.restricted:
             self.size = min(float(self.most), self.size + (1.0 if self._first_climb else 1.0 / self.size))
         return True
 
@@ -148,11 +168,11 @@ class Window:
 
 
 class Throttle:
-    """When the next request may leave, for all that share a quota: bucket, window and the pause after a 429."""
+    """When the next request may leave, for all that share a quota: pace, window and the pause after a 429."""
 
     def __init__(self, limits: Limits, now: float) -> None:
         self.limits = limits
-        self.bucket, self.window = Bucket(limits.per_second, now), Window(limits.in_flight)
+        self.pace, self.window = Pace(limits.per_second), Window(limits.in_flight)
         self.in_flight = self.newest = 0
         self._pause_s, self._paused_until = 0.0, now
 
@@ -160,13 +180,14 @@ class Throttle:
         """Seconds until the next request may leave; infinite until one that is under way ends."""
         if self.in_flight >= self.window.limit:
             return math.inf
-        return max(self.bucket.wait_s(now), self._paused_until - now, 0.0)
+        return max(self.pace.wait_s(now), self._paused_until - now, 0.0)
 
     def start(self) -> int:
         """A request leaves now; its number."""
-        self.bucket.take()
+        self.pace.take()
         self.in_flight += 1
         self.newest += 1
+        self.window.leave(self.newest, self.in_flight)
         return self.newest
 
     def end(self) -> None:
@@ -181,7 +202,7 @@ class Throttle:
             if self.window.halve(number, self.newest, self.in_flight):
                 self._pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, 2 * self._pause_s))
                 self._paused_until = now + self._pause_s
-        elif self.window.grow(number, self.in_flight):
+        elif self.window.grow(number):
             self._pause_s = 0.0
 
 

@@ -150,7 +150,7 @@ def test_the_desk_lets_pass_in_the_order_of_asking_and_at_the_rate() -> None:
     while len(post.granted()) < 4:
         post.ring()
     assert post.granted() == [("w0", 1), ("w1", 2), ("w0", 3), ("w1", 4)]
-    assert post.now == pytest.approx(2 / 97)
+    assert post.now == pytest.approx(3 * 0.5 * 1.005 / 99)
     assert len(post.timers) <= 1
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
 import ee
@@ -74,30 +75,42 @@ class EarthEngine:
             part = samples[first : first + SAMPLES_PER_REQUEST]
             blame = self._blame([ask.modality.name for sample in part for ask in asks[sample.slot]])
             with building(self.spec, blame):
-                queries = ee.List([ee.Dictionary(self._queries(sample, asks[sample.slot])) for sample in part])
-            answers = self._compute(queries, blame)
+                questions = self._questions(part, asks)
+            answers = chain.from_iterable(self._compute(questions, blame))
             for sample, answer in zip(part, answers, strict=True):
                 scenes += self._scenes(sample, asks[sample.slot], answer)
         return scenes
 
-    def _queries(self, sample: Sample, asks: Sequence[Ask]) -> dict[str, Any]:
-        """One server-side list per ask that needs one, keyed by its position among the asks."""
-        region = expressions.region(sample)
+    def _questions(self, samples: Sequence[Sample], asks: Mapping[int, Sequence[Ask]]) -> Any:
+        """Lists of one dictionary per sample: for each ask that needs one, a server-side list, keyed by its position.
+
+        What is asked is written once for neighbours that ask the same; only places and dates are sent for each.
+        """
+        groups = groupby(samples, key=lambda sample: [_kind(ask) for ask in asks[sample.slot]])
+        return ee.List([self._asked_alike(list(alike), asks) for _, alike in groups])
+
+    def _asked_alike(self, samples: Sequence[Sample], asks: Mapping[int, Sequence[Ask]]) -> Any:
+        places = ee.List([expressions.place(sample, asks[sample.slot]) for sample in samples])
+        return places.map(lambda place: self._question(asks[samples[0].slot], place))
+
+    def _question(self, asks: Sequence[Ask], place: Any) -> Any:
+        place = ee.Dictionary(place)
+        region = expressions.region_of(place)
         queries: dict[str, Any] = {}
-        for position, ask in enumerate(asks):
+        for number, ask in enumerate(asks):
             block = self.blocks[ask.modality.name]
             if block.collection is None:
                 continue
-            images = expressions.candidates(block, region, ask)
+            images = expressions.candidates(block, region, ask, place, number)
             if ask.modality.time == "months":
                 bands = list(block.source_bands(ask.modality))
-                point = ee.Geometry.Point([sample.lon, sample.lat])
-                queries[str(position)] = (
+                point = ee.Geometry.Point(ee.List(place.get("point")))
+                queries[str(number)] = (
                     images.select(bands).toBands().reduceRegion(reducer=ee.Reducer.first(), geometry=point)
                 )
             else:
-                queries[str(position)] = expressions.table(images, block, ask.modality)
-        return queries
+                queries[str(number)] = expressions.table(images, block, ask.modality)
+        return ee.Dictionary(queries)
 
     def _scenes(self, sample: Sample, asks: Sequence[Ask], answer: Mapping[str, Any]) -> list[Scene]:
         scenes: list[Scene] = []
@@ -330,6 +343,11 @@ def _page(request: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(page, dict):
         raise SourceError("a page of a table is not a whole JSON object", transient=True)
     return page
+
+
+def _kind(ask: Ask) -> tuple[str, float | None, bool]:
+    """What two asks have in common that differ in their dates only."""
+    return ask.modality.name, ask.max_cloud, ask.window is None
 
 
 def _scene(slot: int, name: str, collection: str, row: Mapping[str, Any]) -> Scene:

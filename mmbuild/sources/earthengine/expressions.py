@@ -35,15 +35,38 @@ def region(sample: Sample) -> Any:
     return ee.Geometry.Rectangle([box.left, box.bottom, box.right, box.top], f"EPSG:{sample.epsg}", False)
 
 
-def candidates(block: Block, region: Any, ask: Ask) -> Any:
-    """The images of a collection that may serve an ask; scenes must contain the whole chip, products only touch it."""
+def place(sample: Sample, asks: Sequence[Ask]) -> dict[str, Any]:
+    """Where and when a sample's asks look, as plain data; a window is left out where an ask has none."""
+    box = sample.grid().boundingbox
+    windows = {window_key(i): [millis(t) for t in ask.window] for i, ask in enumerate(asks) if ask.window is not None}
+    return {
+        "crs": f"EPSG:{sample.epsg}", "box": [box.left, box.bottom, box.right, box.top],
+        "point": [sample.lon, sample.lat], **windows,
+    }  # fmt: skip
+
+
+def window_key(number: int) -> str:
+    return f"window{number}"
+
+
+def region_of(place: Any) -> Any:
+    """``region`` of a sample that is known to the server only."""
+    return ee.Geometry.Rectangle(ee.List(place.get("box")), ee.Projection(place.get("crs")), False)
+
+
+def candidates(block: Block, region: Any, ask: Ask, place: Any, number: int) -> Any:
+    """The images of a collection that may serve an ask; scenes must contain the whole chip, products only touch it.
+
+    place: the server's copy of ``place``, which holds the window of ask ``number``.
+    """
     images = ee.ImageCollection(block.collection)
     for key, value in block.where.items():
         for one in value if isinstance(value, list) else [value]:
             is_in = isinstance(value, list)
             images = images.filter(ee.Filter.listContains(key, one) if is_in else ee.Filter.eq(key, one))
     if ask.window is not None:
-        images = images.filterDate(millis(ask.window[0]), millis(ask.window[1]))
+        window = ee.List(place.get(window_key(number)))
+        images = images.filterDate(window.getNumber(0), window.getNumber(1))
     if block.cloud_property and ask.max_cloud is not None:
         images = images.filter(ee.Filter.lte(block.cloud_property, ask.max_cloud))
     if ask.modality.time == "months":
