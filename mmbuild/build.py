@@ -326,7 +326,7 @@ def _crew(
     from mmbuild.cluster import Cluster, client_of
 
     with client_of(workers, scheduler) as client:
-        cluster = Cluster(client, work, governor.budget_left())
+        cluster = Cluster(client, work, governor.so_far())
         try:
             yield cluster
         finally:

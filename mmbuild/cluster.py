@@ -37,6 +37,9 @@ _DESK = "mmbuild-desk"
 # An ended build waits so long for its shards under way: a request ends after five minutes at the latest (wire.Limits),
 # writing a shard takes seconds.
 END_S = 330.0
+# A build without any worker looks for one this often, and gives up after this long: Dask's own nannies start a worker
+# that died again within seconds.
+LOOK_S, ALONE_S = 2.0, 60.0
 # Most of its functions have no types.
 _dask: Any = distributed
 
@@ -63,9 +66,10 @@ class DeskPlugin(SchedulerPlugin):
             }
         )
 
-    def open(self, run: str, client: str, quota: str, limits: dict[str, Any], budget: dict[str, Any]) -> None:
+    def open(self, run: str, client: str, quota: str, limits: dict[str, Any], so_far: dict[str, Any]) -> None:
         self._clients[run] = client
-        self.desk.open(run, quota, Limits(**limits), Budget(**budget))
+        budget, before = Budget(**so_far["budget"]), Spending(**so_far["before"])
+        self.desk.open(run, quota, Limits(**limits), budget, before, so_far["seconds"])
 
     def end_run(self, run: str) -> dict[str, Any]:
         self._clients.pop(run, None)
@@ -94,6 +98,9 @@ class BenchPlugin(WorkerPlugin):
             bench = worker.plugins.get(_bench(run))
             if isinstance(bench, BenchPlugin):
                 bench.gate.answered(number, reason)
+            elif number:
+                # The run has left this process: the place is free for others.
+                send({"op": "end", "run": run, "number": number})
 
         self.gate, self.readers = Counter(self.run, send), chip_readers()
         self.places, self.ready = threading.BoundedSemaphore(self.room), threading.Event()
@@ -128,14 +135,14 @@ def _build(run: str, task: Task) -> ShardResult:
 
 
 class Cluster:
-    """Builds shards on a Dask client; ``budget`` is what is left of the run's when it begins."""
+    """Builds shards on a Dask client; ``so_far``: the run's budget and what is used of it (`Governor.so_far`)."""
 
-    def __init__(self, client: Any, work: Work, budget: Budget) -> None:
+    def __init__(self, client: Any, work: Work, so_far: dict[str, Any]) -> None:
         self._client, self._run, self._stopped = client, uuid.uuid4().hex[:12], False
         self._at_once = 0 if work.is_offline else SHARDS_AT_ONCE
         self._register(DeskPlugin())
         limits = asdict(work.limits(self._processes()))
-        self._ask("open", client=client.id, quota=work.quota, limits=limits, budget=asdict(budget))
+        self._ask("open", client=client.id, quota=work.quota, limits=limits, so_far=so_far)
         room = max(SHARDS_PER_PROCESS, math.ceil(self._at_once / self._processes()))
         self._register(BenchPlugin(self._run, work, room))
 
@@ -143,17 +150,39 @@ class Cluster:
         waiting = _dask.as_completed()
         try:
             self._fill(waiting, tasks)
-            for future in waiting:
-                result: ShardResult = future.result()
-                future.release()
-                yield result
-                self._fill(waiting, tasks)
+            with self._watched(waiting):
+                for future in waiting:
+                    result: ShardResult = future.result()
+                    future.release()
+                    yield result
+                    self._fill(waiting, tasks)
         except (CancelledError, asyncio.CancelledError, _dask.KilledWorker) as error:
             self._end(waiting)
             raise _lost(error) from error
         except BaseException:
             self._end(waiting)
             raise
+
+    @contextmanager
+    def _watched(self, waiting: Any) -> Iterator[None]:
+        """Give up the shards when no worker is left to build them, and none comes back; Dask would wait for ever."""
+        over = threading.Event()
+
+        def watch() -> None:
+            alone_s = 0.0
+            while not over.wait(LOOK_S):
+                alone_s = 0.0 if self._client.scheduler_info(n_workers=-1)["workers"] else alone_s + LOOK_S
+                if alone_s >= ALONE_S:
+                    self._client.cancel(list(waiting.futures))
+                    return
+
+        watcher = threading.Thread(target=watch, name="mmbuild-watch", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
 
     def _end(self, waiting: Any) -> None:
         """Let the shards under way come to their end: whoever ends the build gives back the right to write.

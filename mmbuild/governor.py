@@ -16,7 +16,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mmbuild.errors import QuotaStop
-from mmbuild.throttle import Budget, Limits, Run, Spending, Spent, Throttle, what_is_left
+from mmbuild.throttle import Budget, Limits, Run, Spending, Spent, Throttle
 
 ENDED = "the build has ended"
 
@@ -32,7 +32,7 @@ class Governor:
         now = clock()
         self._run = Run(Throttle(limits, now), budget or Budget(), now)
         self._queue: deque[threading.Condition] = deque()
-        self._mine = threading.local()
+        self._mine, self._over = threading.local(), threading.Event()
 
     @property
     def used(self) -> Spending:
@@ -43,9 +43,10 @@ class Governor:
         """Why it stopped, if it did."""
         return self._run.reason
 
-    def budget_left(self) -> Budget:
-        """What is left for others who go on with this run."""
-        return what_is_left(self._run.budget, self._run.used, self._clock() - self._run.began)
+    def so_far(self) -> dict[str, Any]:
+        """The budget and what is used of it, as plain data for a desk that goes on with this run."""
+        seconds = self._clock() - self._run.began
+        return {"budget": asdict(self._run.budget), "before": asdict(self._run.used), "seconds": seconds}
 
     @contextmanager
     def request(self) -> Iterator[None]:
@@ -57,6 +58,10 @@ class Governor:
                 self._run.end()
                 self._wake()
 
+    def rest(self, seconds: float) -> None:
+        if self._over.wait(seconds):
+            raise QuotaStop(self._run.reason or ENDED)
+
     def report(self, spent: Spent) -> None:
         with self._lock:
             self._run.note(self._mine.number, spent, self._clock())
@@ -66,6 +71,7 @@ class Governor:
         """Let no request pass any more; those under way are not touched."""
         with self._lock:
             self._run.reason = self._run.reason or reason
+            self._over.set()
             for turn in self._queue:
                 turn.notify()
 
@@ -108,16 +114,21 @@ class Desk:
         self._throttles: dict[str, Throttle] = {}
         self._queues: dict[str, deque[tuple[str, str]]] = {}  # by quota: (run, counter), in the order they asked
         self._runs: dict[str, tuple[str, Run]] = {}
+        self._known: dict[str, set[str]] = {}  # the counters that ever asked for a run
         self._held: dict[tuple[str, int], str] = {}  # (run, number) of requests under way -> counter
         self._timers: dict[str, float] = {}
         self._closed: set[str] = set()
 
-    def open(self, run: str, quota: str, limits: Limits, budget: Budget) -> None:
-        """Begin a run; runs of one quota share its limits, which are those of the first."""
+    def open(
+        self, run: str, quota: str, limits: Limits, budget: Budget,
+        before: Spending | None = None, seconds: float = 0.0,
+    ) -> None:  # fmt: skip
+        """Begin a run; runs of one quota share its limits, which are those of the first. See ``Run`` for the rest."""
         now = self._clock()
         if all(other != quota for other, _ in self._runs.values()):
             self._throttles[quota], self._queues[quota] = Throttle(limits, now), deque()
-        self._runs[run] = (quota, Run(self._throttles[quota], budget, now))
+        self._runs[run] = (quota, Run(self._throttles[quota], budget, now, before, seconds))
+        self._known[run] = set()
 
     def used(self, run: str) -> dict[str, Any]:
         """What a run has used, as plain data."""
@@ -136,6 +147,7 @@ class Desk:
         if run in self._runs:
             quota, machine = self._runs[run]
             machine.reason = machine.reason or reason
+            self._dismiss(run)
             self._pump(quota)
 
     # -- messages of counters -------------------------------------------------------------------------------------
@@ -146,6 +158,7 @@ class Desk:
             self._send(counter, {"run": run, "number": 0, "reason": ENDED})
             return
         quota, _ = self._runs[run]
+        self._known[run].add(counter)
         self._queues[quota].append((run, counter))
         self._pump(quota)
 
@@ -160,7 +173,7 @@ class Desk:
     def _forget(self, run: str) -> None:
         if run in self._closed and not self._runs[run][1].under_way:
             self._closed.remove(run)
-            del self._runs[run]
+            del self._runs[run], self._known[run]
 
     def note(self, counter: str, run: str, number: int, spent: dict[str, Any]) -> None:
         """What a request has cost."""
@@ -172,9 +185,9 @@ class Desk:
     def lose(self, counter: str) -> None:
         """A process died: it waits for nothing, and its places are free again."""
         for queue in self._queues.values():
-            kept = [entry for entry in queue if entry[1] != counter]
-            queue.clear()
-            queue.extend(kept)
+            _keep(queue, lambda entry: entry[1] != counter)
+        for known in self._known.values():
+            known.discard(counter)
         for run, number in [key for key, holder in self._held.items() if holder == counter]:
             self.end(counter, run, number)
         for quota in self._queues:
@@ -188,9 +201,8 @@ class Desk:
         while queue:
             run, counter = queue[0]
             now, machine = self._clock(), self._runs[run][1]
-            if (reason := machine.stopped(now)) is not None:
-                queue.popleft()
-                self._send(counter, {"run": run, "number": 0, "reason": reason})
+            if machine.stopped(now) is not None:
+                self._dismiss(run)
                 continue
             wait = throttle.wait_s(now)
             if wait > 0:
@@ -200,6 +212,13 @@ class Desk:
             number = machine.start()
             self._held[run, number] = counter
             self._send(counter, {"run": run, "number": number, "reason": None})
+
+    def _dismiss(self, run: str) -> None:
+        """Tell every process that a run is over: who waits there for a turn, or to try again, is sent away."""
+        quota, machine = self._runs[run]
+        _keep(self._queues[quota], lambda entry: entry[0] != run)
+        for counter in sorted(self._known[run]):
+            self._send(counter, {"run": run, "number": 0, "reason": machine.reason})
 
     def _come_back(self, quota: str, now: float, wait: float) -> None:
         """Pump again after ``wait``, unless that will happen earlier anyway."""
@@ -216,6 +235,13 @@ class Desk:
         self._later(wait, again)
 
 
+def _keep(queue: deque[tuple[str, str]], wanted: Callable[[tuple[str, str]], bool]) -> None:
+    """Leave in a queue only what is wanted, in its order."""
+    kept = [entry for entry in queue if wanted(entry)]
+    queue.clear()
+    queue.extend(kept)
+
+
 class Counter:
     """The gate of threads in a process that a desk elsewhere decides for; ``send`` carries a message to it."""
 
@@ -224,7 +250,7 @@ class Counter:
         self._lock = threading.Lock()
         self._waiting: deque[_Turn] = deque()
         self._reason: str | None = None
-        self._mine = threading.local()
+        self._mine, self._over = threading.local(), threading.Event()
 
     @contextmanager
     def request(self) -> Iterator[None]:
@@ -243,25 +269,38 @@ class Counter:
         finally:
             self._send({"op": "end", "run": self.run, "number": turn.number})
 
+    def rest(self, seconds: float) -> None:
+        if self._over.wait(seconds):
+            raise QuotaStop(self._reason or ENDED)
+
     def report(self, spent: Spent) -> None:
         self._send({"op": "note", "run": self.run, "number": self._mine.number, "spent": asdict(spent)})
 
     def answered(self, number: int, reason: str | None) -> None:
-        """The desk's answer to the thread that has waited longest: a number to go, or 0 and why not."""
+        """The desk's answer: a number for the thread that has waited longest, or 0 and why the run is over."""
+        if number == 0:
+            self._end(reason or ENDED)
+            return
         with self._lock:
-            if reason is not None:
-                self._reason = self._reason or reason
-            turn = self._waiting.popleft()
+            turn = self._waiting.popleft() if self._waiting else None
+        if turn is None:
+            # Whoever asked has been sent away meanwhile: the place is free for others.
+            self._send({"op": "end", "run": self.run, "number": number})
+            return
         turn.number = number
         turn.come.set()
 
     def lose(self) -> None:
         """The desk is gone: nobody waits for it any longer."""
+        self._end("the scheduler is gone")
+
+    def _end(self, reason: str) -> None:
         with self._lock:
-            self._reason = self._reason or "the scheduler is gone"
-            left = len(self._waiting)
-        for _ in range(left):
-            self.answered(0, None)
+            self._reason = self._reason or reason
+            self._over.set()
+            waiting, self._waiting = list(self._waiting), deque()
+        for turn in waiting:
+            turn.come.set()
 
 
 class _Turn:

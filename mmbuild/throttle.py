@@ -7,7 +7,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from mmbuild.errors import SourceError
@@ -65,6 +65,10 @@ class Gate(Protocol):
 
     def request(self) -> AbstractContextManager[None]:
         """Wait for a turn and hold it while the request is under way; QuotaStop when a budget is used up."""
+        ...
+
+    def rest(self, seconds: float) -> None:
+        """Wait before a request is tried again; QuotaStop as soon as the run is over."""
         ...
 
     def report(self, spent: Spent) -> None:
@@ -250,21 +254,6 @@ class Spending:
             setattr(self, name, max(mine, its) if name == "peak_in_flight" else mine + its)
 
 
-def what_is_left(budget: Budget, used: Spending, seconds: float) -> Budget:
-    """The budget for the rest of a run."""
-
-    def left(most: float | None, taken: float) -> float | None:
-        return None if most is None else max(0.0, most - taken)
-
-    requests = left(budget.max_requests, used.requests)
-    return Budget(
-        max_requests=None if requests is None else int(requests),
-        max_eecu_hours=left(budget.max_eecu_hours, used.eecu_s / 3600),
-        max_gb=left(budget.max_gb, (used.sent_bytes + used.received_bytes) / 1e9),
-        max_minutes=left(budget.max_minutes, seconds / 60),
-    )
-
-
 # A budget of EECU that no answer tells anything about would be a promise that nobody keeps.
 UNMETERED_ANSWERS = 20
 
@@ -294,17 +283,25 @@ def used_up(budget: Budget, used: Spending, seconds: float) -> str | None:
 
 
 class Run:
-    """One run on a shared throttle: its budget, what it has used, and why it must stop."""
+    """One run on a shared throttle: its budget, what it has used, and why it must stop.
 
-    def __init__(self, throttle: Throttle, budget: Budget, now: float) -> None:
-        self.throttle, self.budget, self.began = throttle, budget, now
-        self.used = Spending()
+    before: what others have used of the same budget, in so many seconds; it counts towards the budget alone.
+    """
+
+    def __init__(
+        self, throttle: Throttle, budget: Budget, now: float, before: Spending | None = None, seconds: float = 0.0
+    ) -> None:
+        self.throttle, self.budget, self.began = throttle, budget, now - seconds
+        self.before, self.used = before or Spending(), Spending()
         self.under_way = 0
         self.reason: str | None = None
 
     def stopped(self, now: float) -> str | None:
         """Why no request may leave any more; once said it stays so."""
-        self.reason = self.reason or used_up(self.budget, self.used, now - self.began)
+        if self.reason is None and self.budget != Budget():
+            together = replace(self.before)
+            together.merge(self.used)
+            self.reason = used_up(self.budget, together, now - self.began)
         return self.reason
 
     def left_s(self, now: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -29,6 +30,9 @@ class Turnstile:
 
     def request(self) -> AbstractContextManager[None]:
         return self._turn()
+
+    def rest(self, seconds: float) -> None:
+        time.sleep(seconds)
 
     def report(self, spent: Spent) -> None:
         self.reports.append(spent)

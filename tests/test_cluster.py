@@ -10,6 +10,7 @@ from distributed import Client, LocalCluster
 
 from mmbuild.build import BuildReport, build_corpus
 from mmbuild.cli import progress
+from mmbuild.errors import UserError
 from tests.corpora import build_small, small_recipe, snapshot
 
 FEW = ("store.samples_per_shard=8", "samples=48", "grid.size=16")
@@ -35,6 +36,19 @@ def test_a_build_that_ends_early_leaves_no_shard_under_way(cluster: LocalCluster
         assert not any(client.processing().values())
     build_corpus(small_recipe(*FEW), tmp_path / "out", scheduler=cluster.scheduler_address)
     assert snapshot(tmp_path / "out") == snapshot(build_small(tmp_path / "straight", *FEW).store)
+
+
+def test_a_build_whose_workers_are_all_gone_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmbuild.cluster.ALONE_S", 1.0)
+    monkeypatch.setattr("mmbuild.cluster.LOOK_S", 0.2)
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as mortal:
+
+        def lose_all(report: BuildReport) -> None:
+            mortal.scale(0)
+
+        with pytest.raises(UserError, match="went away") as caught:
+            build_corpus(small_recipe(*FEW), tmp_path / "out", scheduler=mortal.scheduler_address, progress=lose_all)
+    assert "finished shards are kept" in str(caught.value)
 
 
 def test_progress_without_a_finished_shard_names_no_time(capsys: pytest.CaptureFixture[str]) -> None:

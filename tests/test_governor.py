@@ -232,6 +232,38 @@ def test_a_budget_at_the_desk_ends_every_thread_at_the_counter() -> None:
     assert len(crowd.stops) == 12
 
 
+def test_a_run_that_is_stopped_sends_away_who_waits_for_a_turn_or_to_try_again() -> None:
+    desk, counter = connected(Budget())
+    governor = Governor(Limits())
+    told: list[str] = []
+
+    def rest(gate: Gate) -> None:
+        with gate.request():
+            pass
+        try:
+            gate.rest(60.0)
+        except QuotaStop as stop:
+            told.append(str(stop))
+
+    threads = [threading.Thread(target=rest, args=(gate,)) for gate in (counter, governor)]
+    for thread in threads:
+        thread.start()
+    until(lambda: desk.used("run")["requests"] == 1 and governor.used.requests == 1)
+    desk.stop("run", "the build was ended")
+    governor.stop("the build was ended")
+    for thread in threads:
+        thread.join(timeout=10)
+    assert told == ["the build was ended"] * 2
+
+
+def test_a_turn_that_comes_when_nobody_waits_any_more_is_given_back() -> None:
+    sent: list[dict[str, Any]] = []
+    counter = Counter("run", sent.append)
+    counter.answered(0, "the build was ended")
+    counter.answered(7, None)
+    assert sent == [{"op": "end", "run": "run", "number": 7}]
+
+
 def test_a_counter_whose_desk_is_gone_lets_nobody_wait() -> None:
     counter = Counter("run", lambda message: None)
     crowd = Crowd(counter)

@@ -31,7 +31,6 @@ from mmbuild.throttle import (
     Window,
     delay_s,
     used_up,
-    what_is_left,
     with_retries,
 )
 
@@ -277,11 +276,13 @@ def test_a_run_counts_what_it_sends_and_stops_for_good() -> None:
     assert run.stopped(2.0) == "--max-requests 3 is used up: 3 requests were sent"
 
 
-def test_what_is_left_of_a_budget_is_never_negative() -> None:
-    used = Spending(requests=7, sent_bytes=10**9, received_bytes=10**9, eecu_s=7200.0)
-    left = what_is_left(Budget(max_requests=10, max_gb=1, max_minutes=5, max_eecu_hours=3), used, 60.0)
-    assert left == Budget(max_requests=3, max_gb=0.0, max_minutes=4.0, max_eecu_hours=1.0)
-    assert what_is_left(Budget(), used, 60.0) == Budget()
+def test_what_others_used_of_a_budget_counts_and_the_budget_is_named_as_it_was_given() -> None:
+    run = Run(Throttle(Limits(), 0.0), Budget(max_requests=10, max_minutes=5), 0.0, Spending(requests=9), seconds=60.0)
+    assert run.stopped(0.0) is None
+    assert run.left_s(0.0) == 240.0
+    run.start()
+    assert run.stopped(0.0) == "--max-requests 10 is used up: 10 requests were sent"
+    assert run.used.requests == 1
 
 
 def test_the_spending_of_two_parts_adds_up_and_peaks_do_not() -> None:

@@ -321,7 +321,7 @@ class EarthEngine:
             self.usage.add(Usage(retries=1))
 
         try:
-            return with_retries(once, sleep=time.sleep, on_retry=again, budget=retries)
+            return with_retries(once, sleep=self.gate.rest if self.gate else time.sleep, on_retry=again, budget=retries)
         except SourceError as error:
             if error.transient and retries.left < 1:
                 # Going on would fail every sample of a long build in its turn while the service is down.
