@@ -25,6 +25,7 @@ from typing import Any
 
 import ee
 import numpy as np
+from distributed import Client
 
 from mmbuild.build import build_corpus
 from mmbuild.recipe import load_recipe
@@ -33,6 +34,8 @@ RECIPES = Path(__file__).parent / "recipes"
 # Recipe -> the most requests a sample may cost on average, without those of rejected places.
 MOST = {"mmearth_like": 1.1, "ssl4eo_date_like": 1.1, "scale_alibi_like": 2.1}
 LATENCIES_MS = (50, 300, 1000)
+# How shards are built -> worker processes of a local cluster, or of a scheduler that is started by hand.
+CREWS = {"threads": 0, "2 processes": 2, "scheduler, 3 workers": 3}
 # Seconds left out at both ends: while the window opens (about five at 1 s latency), and while the last shards end.
 RAMP_S, TAIL_S = 6.0, 3.0
 
@@ -50,6 +53,29 @@ def sandbox(*options: str) -> Iterator[str]:
     finally:
         server.kill()
         server.wait()
+
+
+@contextmanager
+def scheduler(workers: int) -> Iterator[str]:
+    """The address of a `dask scheduler` and its `dask worker` processes, all started by hand."""
+    dask = str(Path(sys.executable).with_name("dask"))
+    with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder) / "scheduler.json"
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
+        begun = [
+            subprocess.Popen([dask, "scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", told], **quiet)
+        ]
+        try:
+            worker = [dask, "worker", "--scheduler-file", told, "--nthreads", "1", "--no-dashboard", "--no-nanny"]
+            begun += [subprocess.Popen(worker, **quiet) for _ in range(workers)]
+            with Client(scheduler_file=str(told), timeout=60) as client:
+                client.wait_for_workers(workers, timeout=60)
+                address: str = client.scheduler.address
+            yield address
+        finally:
+            for process in reversed(begun):
+                process.terminate()
+                process.wait()
 
 
 def counters(url: str) -> dict[str, Any]:
@@ -119,11 +145,20 @@ def requests_per_sample(recipe: str, samples: int) -> tuple[float, float]:
     return (total - asked.get("alternate_requests", 0)) / done, total / done
 
 
-def throughput(latency_ms: float, workers: int, samples: int) -> dict[str, float]:
-    """The steady rate with 64 KB chips, its share of the ideal, what was refused, and CPU a sample."""
-    with sandbox("--canned", "--latency-ms", str(latency_ms)) as url, Watch(url) as watch:
-        found, cpu = build("chips64k", url, samples, workers=workers)
-        server = counters(url)
+def throughput(latency_ms: float, crew: str, samples: int) -> dict[str, float]:
+    """The steady rate with 64 KB chips, its share of the ideal, what was refused, and CPU a sample.
+
+    CPU is that of all processes of the client, from their start to their end.
+    """
+    with sandbox("--canned", "--latency-ms", str(latency_ms)) as url:
+        began = cpu_s()
+        with Watch(url) as watch:
+            if "scheduler" in crew:
+                with scheduler(CREWS[crew]) as address:
+                    found, _ = build("chips64k", url, samples, scheduler=address)
+            else:
+                found, _ = build("chips64k", url, samples, workers=CREWS[crew])
+        cpu, server = cpu_s() - began, counters(url)
     total = found["requests"]["metadata_requests"] + found["requests"]["pixel_requests"]
     ideal = min(40_000 / latency_ms, 100.0)
     rate = watch.rate(total)
@@ -199,11 +234,10 @@ def main() -> None:
         print(f"  {recipe:18} {without:5.2f} [{together:5.2f}]  at most {most}")
     print("share of the ideal rate min(40 / latency, 100/s), chips of 64 KB")
     for latency in LATENCIES_MS:
-        for workers in (0, 2):
-            found = throughput(latency, workers, 1024 if quick else 3072)
-            kind = "threads" if workers == 0 else f"{workers} processes"
+        for crew in CREWS:
+            found = throughput(latency, crew, 1024 if quick else 3072)
             print(
-                f"  {latency:5} ms {kind:12} {found['rate']:6.1f}/s = {found['share']:4.0%}, refused "
+                f"  {latency:5} ms {crew:20} {found['rate']:6.1f}/s = {found['share']:4.0%}, refused "
                 f"{found['refused']:.0f}, peak {found['peak']:.0f} under way, CPU {found['cpu_ms']:.1f} ms a sample"
             )
     found = naive(300, 40)
