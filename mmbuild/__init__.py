@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from mmbuild.modality import Modality, load_modalities
     from mmbuild.recipe import Recipe, load_recipe
     from mmbuild.stream.loader import Loader
+    from mmbuild.taster import cut_taster
 
 _HOMES = {
     "build_corpus": "mmbuild.build",
+    "cut_taster": "mmbuild.taster",
     "open_corpus": "mmbuild.cube",
     "Corpus": "mmbuild.cube",
     "Loader": "mmbuild.stream.loader",
@@ -27,7 +29,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "Corpus", "Loader", "Modality", "Recipe", "build_corpus", "load_modalities", "load_recipe", "open_corpus",
+    "Corpus", "Loader", "Modality", "Recipe", "build_corpus", "cut_taster", "load_modalities", "load_recipe",
+    "open_corpus",
 ]  # fmt: skip
 
 

@@ -225,6 +225,12 @@ def spec_of(recipe: Recipe, name: str | None = None) -> SourceSpec:
 
 def _check_same(store: Store, old: dict[str, Any], new: dict[str, Any], samples: int | None) -> None:
     """Only a larger number of samples may differ; the packages of the first build stay on record."""
+    if "taster" in old:
+        parent = old["taster"]["parent"]["name"]
+        raise UserError(
+            f"this is a taster of {parent}: it was cut out of a corpus, not built, and cannot be extended", store.url,
+            "build into another folder, or cut a larger taster: mmbuild taster OUT DEST --samples N",
+        )  # fmt: skip
     if old["digest"] != new["digest"]:
         keys = [key for key in new["recipe"] if key != "samples" and old["recipe"].get(key) != new["recipe"][key]]
         changed = (

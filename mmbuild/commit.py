@@ -136,12 +136,12 @@ def _row(outcome: Outcome, layout: ArrayLayout, time: int) -> dict[str, Any]:
         "window_end": choice.window[1] if composite and choice.window else None,
         "first": min(times) if composite and times else None, "last": max(times) if composite and times else None,
         "scene_count": len(choice.scenes), "delta_days": choice.delta_days, "clear_fraction": choice.clear_fraction,
-        "valid_fraction": None if chip is None else _valid_fraction(valid_mask(chip, modality.fill)),
+        "valid_fraction": None if chip is None else valid_fraction(valid_mask(chip, modality.fill)),
         "sha256": None if chip is None else chip_digest(chip), "offset": -1, "length": -1,
     }  # fmt: skip
 
 
-def _valid_fraction(valid: np.ndarray) -> float:
+def valid_fraction(valid: np.ndarray) -> float:
     """Share of valid values in the bands that have any: a polarisation the radar did not record is not a gap."""
     return float(valid[valid.reshape(len(valid), -1).any(axis=1)].mean())
 

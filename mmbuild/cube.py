@@ -73,11 +73,16 @@ class ArrayLayout:
         packed = bytes(blosc.compress(array, self.codec.encode(), self.level, shuffle, 0))
         return packed + struct.pack("<I", google_crc32c.value(packed))
 
+    def check(self, chunk: bytes) -> bytes:
+        """The inner chunk without its checksum; IntegrityError when that is wrong."""
+        packed, crc = chunk[:-_CRC_BYTES], chunk[-_CRC_BYTES:]
+        if len(crc) < _CRC_BYTES or google_crc32c.value(packed) != struct.unpack("<I", crc)[0]:
+            raise IntegrityError(f"{self.name}: the checksum of a stored chip is wrong")
+        return packed
+
     def decode(self, chunk: bytes) -> np.ndarray:
         """The chip of an inner chunk; IntegrityError when its checksum is wrong."""
-        packed, crc = chunk[:-_CRC_BYTES], struct.unpack("<I", chunk[-_CRC_BYTES:])[0]
-        if google_crc32c.value(packed) != crc:
-            raise IntegrityError(f"{self.name}: the checksum of a stored chip is wrong")
+        packed = self.check(chunk)
         dtype = self.modality.np_dtype.newbyteorder("<")
         return np.frombuffer(blosc.decompress(packed), dtype=dtype).reshape(self.chip)
 

@@ -128,6 +128,7 @@ class Modality(_Strict):
     count_of: str | None = Field(
         None, pattern=NAME, description="counts the valid observations behind each pixel of that modality's composites"
     )
+    land_cover: bool = Field(False, description="true when its classes are land cover, whose shares tasters keep")
     clear: Clear | None = Field(None, description="which pixels count as clear ground")
     clear_others: tuple[Clear, ...] = Field((), strict=False, description="other rules that a recipe may choose")
     licence: str = Field(min_length=1, description="SPDX identifier, or the name of the provider's terms")
@@ -228,7 +229,8 @@ def _value_problems(m: Modality) -> list[Problem]:
 def _class_problems(m: Modality) -> list[Problem]:
     if m.values == "continuous":
         fix = "remove them or set values: categorical"
-        return [Problem(key=("classes",), reason="a continuous modality has no classes", fix=fix)] if m.classes else []
+        keys = [key for key, given in (("classes", m.classes), ("land_cover", m.land_cover)) if given]
+        return [Problem(key=(key,), reason="a continuous modality has no classes", fix=fix) for key in keys]
     found: list[Problem] = []
     if m.resampling != "nearest":
         reason = "mixes class codes into codes that mean something else"

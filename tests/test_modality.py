@@ -372,3 +372,12 @@ def test_bands_are_those_of_the_earth_engine_catalogue(
             assert band.scale == facts["gee:scale"]
         if "gsd" in facts:
             assert band.gsd == facts["gsd"]
+
+
+def test_only_a_modality_with_classes_can_be_the_land_cover(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        load_modality(write(tmp_path, CONTINUOUS | {"land_cover": True}))
+    assert "land_cover: True -> a continuous modality has no classes; remove them or set values: categorical" in str(
+        error.value
+    )
+    assert [name for name, m in ALL.items() if m.land_cover] == ["dynamic_world", "esa_worldcover", "terramesh_lulc"]

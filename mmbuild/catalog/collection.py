@@ -72,7 +72,14 @@ def build_collection(corpus: Corpus, items: pa.Table, statistics: Mapping[str, A
         "mmbuild:splits": {s["values"] or "none": s["counts"] for s in sorted(splits, key=lambda s: s["values"])},
         "mmbuild:licence": recipe.licence,
         "mmbuild:licences": list(_licences(corpus, inside)),
+        **_taster(corpus),
     }
+
+
+def _taster(corpus: Corpus) -> dict[str, Any]:
+    """What a taster was cut out of, and how far its shares are from its parent's."""
+    about = corpus.lock.get("taster")
+    return {} if about is None else {"mmbuild:taster": {key: about[key] for key in about if key != "asked"}}
 
 
 def _chips(corpus: Corpus) -> Counter[str]:

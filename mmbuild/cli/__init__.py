@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from mmbuild.cli import sandbox
+from mmbuild.cli import sandbox, tasters
 from mmbuild.cli.exports import export, import_
 from mmbuild.cli.options import (
     INTERRUPTED,
@@ -54,6 +54,7 @@ app = typer.Typer(
 app.add_typer(sandbox.app, name="sandbox")
 app.command()(export)
 app.command("import")(import_)
+app.command()(tasters.taster)
 
 
 def main() -> None:
