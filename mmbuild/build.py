@@ -28,7 +28,7 @@ from mmbuild.plan import locate, slots_of_shard
 from mmbuild.recipe import Recipe, load_recipe
 from mmbuild.records import committed_shards, read_record, record_key
 from mmbuild.shard import ShardResult
-from mmbuild.sources import SourceSpec, Usage, kind_of, open_source
+from mmbuild.sources import Source, SourceSpec, Usage, kind_of, open_source
 from mmbuild.store import Store, open_store
 from mmbuild.threads import Crew, Task, Threads, Work
 from mmbuild.throttle import Budget, Gate, Spending
@@ -171,7 +171,7 @@ def _prepare(store: Store, recipe: Recipe, spec: SourceSpec, samples: int | None
         # Asked for by name it may not shrink; the recipe's own number only says how far to go at least.
         samples = samples or max(old["samples"], recipe.samples or 0)
     step("checked")
-    places = _locations(store, recipe, samples or recipe.samples, source.regions)
+    places = _locations(store, recipe, samples or recipe.samples, source)
     lock["samples"] = int(places["slot"].max()) + 1
     put_if_changed(store, "recipe.lock.json", json.dumps(lock, indent=1, ensure_ascii=False).encode())
     step("locked")
@@ -254,7 +254,7 @@ def _brief(source: dict[str, Any]) -> str:
     return " ".join(str(value)[:12] for key, value in source.items() if key not in ("name", "synthetic"))
 
 
-def _locations(store: Store, recipe: Recipe, samples: int | None, regions: Callable[[str], Any]) -> Any:
+def _locations(store: Store, recipe: Recipe, samples: int | None, source: Source) -> Any:
     """The locations of the first ``samples`` slots (None: every place); rows that are there stay as they are."""
     import geopandas as gpd
     import pandas as pd
@@ -263,7 +263,7 @@ def _locations(store: Store, recipe: Recipe, samples: int | None, regions: Calla
     first = 0 if known is None else int(known["slot"].max()) + 1
     if known is not None and samples is not None and first >= samples:
         return known
-    more = locate(recipe, start=first, stop=samples, regions=regions)
+    more = locate(recipe, start=first, stop=samples, source=source)
     if known is None:
         return more
     return known if more.empty else gpd.GeoDataFrame(pd.concat([known, more], ignore_index=True), crs=more.crs)

@@ -1,6 +1,6 @@
 """From a recipe to work: where every sample lies, which shard it belongs to, and what asking for it will cost.
 
-Planning touches no pixels; the only thing it may ask a source for is a table of polygons.
+Planning touches no pixels; it asks a source only for what a sampler needs to choose places.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mmbuild import samplers
@@ -18,16 +19,28 @@ from mmbuild.choose import Sample
 from mmbuild.cube import ArrayLayout, layouts
 from mmbuild.errors import UserError
 from mmbuild.grid import tile_at, tile_grid, to_earthengine, utm_grid
-from mmbuild.recipe import BiomeSampler, Recipe
-from mmbuild.samplers.area import read_polygons
-from mmbuild.sources import PAIRS_PER_REQUEST, RESPONSE_LIMIT_BYTES, SAMPLES_PER_REQUEST, derived
+from mmbuild.recipe import BiomeSampler, CitiesSampler, Recipe, WebmercatorGrid, XyzSampler
+from mmbuild.sources import (
+    PAIRS_PER_REQUEST,
+    RESPONSE_LIMIT_BYTES,
+    SAMPLES_PER_REQUEST,
+    Box,
+    DrawsPoints,
+    KnowsCoverage,
+    Source,
+    derived,
+)
+from mmbuild.sources.several import Several
 from mmbuild.throttle import CONCURRENT_REQUESTS, REQUESTS_PER_SECOND
+from mmbuild.times import year_window
 
 if TYPE_CHECKING:
     import geopandas as gpd
 
 # A chip request of some 30 bands at 128 px answers in about a second on the live service (believed, not measured).
 TYPICAL_LATENCY_S = 1.0
+# First and last year in which coverage counts when the recipe names none.
+EVERY_YEAR = (2000, 2100)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,46 +98,83 @@ def _pixel_requests(recipe: Recipe, arrays: Mapping[str, ArrayLayout]) -> int:
     return sum(max(1, math.ceil((size + max(either.get(g, [0]))) / RESPONSE_LIMIT_BYTES)) for g, size in sizes.items())
 
 
-def locate(
-    recipe: Recipe,
-    *,
-    stop: int | None,
-    start: int = 0,
-    regions: Callable[[str], gpd.GeoDataFrame] | None = None,
-) -> gpd.GeoDataFrame:
+def locate(recipe: Recipe, *, stop: int | None, start: int = 0, source: Source | None = None) -> gpd.GeoDataFrame:
     """The ordered candidate locations of slots ``start`` to ``stop``: one row per (slot, alternate), with its grid.
 
     stop: None takes every place of a sampler that has a list of them; a larger one keeps the first rows.
-    regions: asked for the polygons of a sampler that names a table.
+    source: asked for what a sampler needs of it, such as the polygons of a table it names.
     Raises UserError when the sampler has fewer places than asked.
     """
-    spec, polygons = _sampler(recipe, regions)
+    spec, more = _sampler(recipe, source)
+    bound = isinstance(spec, BiomeSampler) and not spec.can_grow
     places = samplers.candidates(
-        spec, n=stop, start=start, seed=recipe.seed, alternates=recipe.alternates, regions=polygons
+        spec, n=stop, start=0 if bound else start, seed=recipe.seed, alternates=recipe.alternates, **more
     )
+    if bound and start:
+        found = places["slot"].nunique()
+        if found != start:
+            raise UserError(
+                f"the places of {stop} samples are {found} others than the {start} that are here", "sampler",
+                "published allocation and seeds follow from the number of samples: build into another folder",
+            )  # fmt: skip
+        return places.iloc[:0]
     found = start + places["slot"].nunique()
-    if stop is not None and found < stop:
+    if stop is not None and found < stop and not bound:
         raise UserError(
             f"the sampler has {found} places, {stop} samples are asked", "samples", f"ask for at most {found}"
         )
     if places.empty:
         if start == 0:
-            raise UserError("the sampler gives no place", "sampler", "check its file")
+            raise UserError("the sampler gives no place", "sampler", "check its file, or ask for more samples")
         return places
     return _with_grids(recipe, places)
 
 
-def _sampler(recipe: Recipe, regions: Callable[[str], gpd.GeoDataFrame] | None) -> tuple[Any, gpd.GeoDataFrame | None]:
-    """The sampler's keys with its file found, and the polygons it asks the source for."""
-    spec = recipe.sampler
-    if isinstance(spec, BiomeSampler):
-        if spec.ecoregions in recipe.files:
-            return spec, read_polygons(recipe.file(spec.ecoregions))
-        assert regions is not None, "a table of polygons is asked of a source"
-        return spec, regions(spec.ecoregions)
-    files = {key: getattr(spec, key, None) for key in ("file", "cities")}
-    found = {key: str(recipe.file(name)) for key, name in files.items() if name is not None and name in recipe.files}
-    return spec.model_copy(update=found), None
+def survey(recipe: Recipe, *, samples: int | None, source: Source | None = None) -> samplers.Survey:
+    """What the sampler does with the recipe: its places by stratum, and remarks."""
+    spec, more = _sampler(recipe, source)
+    return samplers.survey(spec, n=samples, seed=recipe.seed, alternates=recipe.alternates, **more)
+
+
+def _sampler(recipe: Recipe, source: Source | None) -> tuple[Any, dict[str, Any]]:
+    """The sampler's keys with its files found, and what it needs beside them."""
+    written = {key: getattr(recipe.sampler, key, None) for key in ("file", "cities", "ecoregions")}
+    files = {key: str(recipe.file(name)) for key, name in written.items() if name in recipe.files}
+    spec = recipe.sampler.model_copy(update=files)
+    match spec:
+        case BiomeSampler():
+            return spec, {} if "ecoregions" in files else _of_table(spec, source)
+        case CitiesSampler():
+            return spec, {"grid": recipe.grid}
+        case XyzSampler():
+            assert isinstance(recipe.grid, WebmercatorGrid), "the recipe's checks see to it"
+            return spec, {"zoom": recipe.grid.zoom, "footprints": _footprints(recipe, spec, source)}
+    return spec, {}
+
+
+def _of_table(spec: BiomeSampler, source: Source | None) -> dict[str, Any]:
+    """The ecoregions of a table that a source keeps, and how it draws points in them."""
+    assert source is not None, "a table of polygons is asked of a source"
+    more: dict[str, Any] = {"regions": source.regions(spec.ecoregions)}
+    if spec.points == "published_seeds" and isinstance(source, DrawsPoints):
+        more["random_points"] = partial(source.random_points, spec.ecoregions, "ECO_NAME")
+    return more
+
+
+def _footprints(
+    recipe: Recipe, spec: XyzSampler, source: Source | None
+) -> Callable[[Sequence[Box]], gpd.GeoDataFrame] | None:
+    """Asks the source where the images of the covering modality lie, in the years of the recipe."""
+    if spec.covered_by is None:
+        return None
+    assert source is not None, "coverage is asked of a source"
+    keeper = source.keeper(spec.covered_by) if isinstance(source, Several) else source
+    if not isinstance(keeper, KnowsCoverage):
+        reason = f"the source of {spec.covered_by} does not say where it has images"
+        raise UserError(reason, "sampler.covered_by", "remove it, and name areas that have images")
+    years = recipe.anchor.years or EVERY_YEAR
+    window = year_window(years[0])[0], year_window(years[-1])[1]
+    return partial(keeper.coverage, spec.covered_by, window=window)
 
 
 def count_places(recipe: Recipe) -> int:

@@ -127,7 +127,7 @@ def probe(
     gsd = {name: a.gsd for name, a in layouts(recipe).items() if a.gsd}
     began = time.monotonic()
     watch = Watch(open_source(spec, recipe.known_modalities | recipe.modality_defs, gsd, gate))
-    places = locate(recipe, stop=min(probed, samples), regions=watch.regions)
+    places = locate(recipe, stop=min(probed, samples), source=watch.source)
     tables = copy.copy(watch.usage)
     places = places.drop(columns="geometry").astype({"date": object, "anchor_year": object})
     slots = sorted(places["slot"].unique())

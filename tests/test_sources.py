@@ -17,6 +17,7 @@ from typing import Any
 import ee
 import numpy as np
 import pytest
+import shapely
 
 from mmbuild.choose import Choice, Sample, Scene
 from mmbuild.errors import QuotaStop, SourceError, UserError
@@ -213,6 +214,38 @@ def test_a_broken_page_of_a_table_is_asked_again() -> None:
         source = source_of()
         assert sorted(source.regions("C/REGIONS")["ECO_ID"]) == [1, 2]
     assert source.usage == Usage(metadata_requests=1, retries=1)
+
+
+# -- what samplers ask --------------------------------------------------------------------------------------------
+
+
+def test_random_points_of_a_table_follow_from_the_seed_and_lie_in_the_region(earth: Earth) -> None:
+    with scripted(earth.world):
+        source = source_of()
+        table = source.regions("RESOLVE/ECOREGIONS/2017")
+        row = table.iloc[40]
+        own = table[table.ECO_NAME == row.ECO_NAME].geometry.union_all()
+        one, same, other = (
+            source.random_points("RESOLVE/ECOREGIONS/2017", "ECO_NAME", row.ECO_NAME, 1200, seed)
+            for seed in (36_139, 36_139, 8_880)
+        )
+    assert shapely.contains_xy(own, one[:, 0], one[:, 1]).all()
+    assert one.tolist() == same.tolist()
+    assert not np.isin(one, other).any()
+    # The table in one page, three times two pages of points.
+    assert source.usage.metadata_requests == 1 + 3 * 2
+
+
+def test_coverage_is_the_outlines_of_the_images_of_a_time_that_meet_the_boxes(earth: Earth) -> None:
+    window = datetime(2018, 1, 1, tzinfo=UTC), datetime(2021, 1, 1, tzinfo=UTC)
+    boxes = [(-84.0, 33.0, -83.5, 33.5), (10.0, 50.0, 10.5, 50.5)]
+    with scripted(earth.world):
+        source = source_of("naip")
+        found = source.coverage("naip", boxes, window)
+        nothing = source.coverage("naip", boxes[1:], window)
+    assert shapely.covers(found.geometry.union_all(), shapely.box(*boxes[0]))
+    assert shapely.intersects(found.geometry.to_numpy(), shapely.box(*boxes[0])).all()
+    assert (len(nothing), nothing.crs.to_epsg()) == (0, 4326)
 
 
 # -- what is split ------------------------------------------------------------------------------------------------

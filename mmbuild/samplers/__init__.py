@@ -8,11 +8,11 @@ larger corpus keeps the first places of a smaller one.
 from __future__ import annotations
 
 import hashlib
-import heapq
 import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -23,12 +23,28 @@ import pandas as pd
 import shapely
 
 from mmbuild.errors import UserError
+from mmbuild.samplers._areas import (
+    NORTH_LIMIT_DEG,
+    SOUTH_LIMIT_DEG,
+    Flags,
+    Floats,
+    Ints,
+    ground_area,
+    on_globe,
+    sphere_area,
+)
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+__all__ = [
+    "NORTH_LIMIT_DEG",
+    "SOUTH_LIMIT_DEG",
+    "Flags",
+    "Floats",
+    "Ints",
+    "ground_area",
+    "on_globe",
+    "sphere_area",
+]
 
-# Where UTM ends (MGRS): no sample grid exists beyond, so no point is drawn there.
-SOUTH_LIMIT_DEG, NORTH_LIMIT_DEG = -80.0, 84.0
 # Alternates 1 and 2 stay in the stratum of the slot, later ones leave it (rule 7: same ecoregion, then same
 # biome). A fixed number, not a share of the recipe's `alternates`, so that (seed, slot, k) alone decides row
 # (slot, k).
@@ -36,8 +52,8 @@ NEAR_ALTERNATES = 2
 
 
 def kinds() -> list[str]:
-    """Names of all samplers: the files of this folder."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    """Names of all samplers: the files of this folder, but for those that only help them."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def load(kind: str) -> ModuleType:
@@ -47,23 +63,37 @@ def load(kind: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{kind}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What a sampler does with a recipe, for people: places in all and by stratum, and remarks."""
+
+    places: int
+    strata: Sequence[tuple[str, int]] = ()
+    notes: Sequence[str] = ()
+
+
 def candidates(
-    spec: Any,
-    *,
-    n: int | None,
-    start: int = 0,
-    seed: int,
-    alternates: int,
-    regions: gpd.GeoDataFrame | None = None,
+    spec: Any, *, n: int | None, start: int = 0, seed: int, alternates: int, **more: Any
 ) -> gpd.GeoDataFrame:
     """Places of the slots ``start`` .. ``n - 1`` with their alternates, by the sampler ``spec.kind``.
 
     Columns: slot, alternate (0 is the first choice), lon, lat (degrees), date (UTC or NaT), tags (dict),
-    geometry (EPSG:4326 points); sorted by slot, then alternate. ``regions``: polygons that the caller asked a
-    source for.
+    geometry (EPSG:4326 points); sorted by slot, then alternate. more: what the planner found for this kind, such as
+    ``regions``, polygons that a source was asked for, or the ``grid`` that chips lie on.
     """
+    places: gpd.GeoDataFrame = load(spec.kind).candidates(
+        spec, n=n, start=start, seed=seed, alternates=alternates, **more
+    )
+    return places
+
+
+def survey(spec: Any, *, n: int | None, seed: int, alternates: int, **more: Any) -> Survey:
+    """What the sampler does with ``n`` slots, without the places; a sampler that says no more only counts them."""
     module = load(spec.kind)
-    return module.candidates(spec, n=n, start=start, seed=seed, alternates=alternates, regions=regions)
+    if hasattr(module, "survey"):
+        told: Survey = module.survey(spec, n=n, seed=seed, alternates=alternates, **more)
+        return told
+    return Survey(places=module.candidates(spec, n=n, seed=seed, alternates=0, **more)["slot"].nunique())
 
 
 # --- randomness
@@ -90,95 +120,8 @@ def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-# --- polygons on the sphere
-# -------------------------------------------------------------------------------------
-
-
-def sphere_area(geometries: npt.ArrayLike) -> Floats:
-    """Area of each polygon on the unit sphere (steradians), its edges straight in longitude and latitude.
-
-    Exact: along an edge the integral of sin(latitude) over longitude has a closed form, which is the
-    longitude span times sin(mean latitude) times sinc(half the latitude span).
-    """
-    shapes = np.atleast_1d(np.asarray(geometries, dtype=object))
-    parts, owner = shapely.get_parts(shapes, return_index=True)
-    rings, part = shapely.get_rings(parts, return_index=True)
-    if not len(rings):
-        return np.zeros(len(shapes))
-    is_hole = np.concatenate([[False], part[1:] == part[:-1]])
-    areas = np.abs(_ring_areas(rings))
-    return np.bincount(owner[part], np.where(is_hole, -areas, areas), minlength=len(shapes)).astype(np.float64)
-
-
-def _ring_areas(rings: npt.NDArray[Any]) -> Floats:
-    """Signed area of each closed ring, in steradians."""
-    points, ring = shapely.get_coordinates(rings, return_index=True)
-    lon, lat = np.radians(points).T
-    edge = np.flatnonzero(ring[1:] == ring[:-1])
-    middle, half = (lat[edge + 1] + lat[edge]) / 2, (lat[edge + 1] - lat[edge]) / 2
-    parts = (lon[edge + 1] - lon[edge]) * np.sin(middle) * np.sinc(half / np.pi)
-    return np.bincount(ring[edge], parts, minlength=len(rings)).astype(np.float64)
-
-
-def on_globe(geometry: Any, where: str) -> Any:
-    """A polygon in lon/lat as valid parts within -180 .. 180 and the latitudes that have UTM grids.
-
-    Longitudes beyond 180 (an area written as 170 .. 190) are wrapped. An edge of more than 180 degrees of
-    longitude has two readings and is refused, unless it runs along the antimeridian's two sides or along a
-    pole. Raises UserError (``where`` says file and row) for anything that is not a polygon, or has no area
-    that can be drawn.
-    """
-    if geometry is None or geometry.is_empty or shapely.get_type_id(geometry) not in (3, 6, 7):
-        raise UserError("is not a polygon", where, "give every row a Polygon or MultiPolygon")
-    _refuse_ambiguous_edges(geometry, where)
-    flat = shapely.force_2d(geometry)
-    flat = _polygons(flat if flat.is_valid else shapely.make_valid(flat))
-    west, south, east, north = flat.bounds
-    if west < -540 or east > 540 or south < -90.0001 or north > 90.0001:
-        raise UserError(
-            f"its bounds {flat.bounds} are not longitudes and latitudes",
-            where,
-            "say the right CRS in the file",
-        )
-    if west < -180 or east > 180 or south < SOUTH_LIMIT_DEG or north > NORTH_LIMIT_DEG:
-        flat = _wrap(flat)
-    if flat.is_empty:
-        text = f"lies beyond {-SOUTH_LIMIT_DEG:g}° S or {NORTH_LIMIT_DEG:g}° N, where UTM ends"
-        raise UserError(text, where, "leave it out or extend it")
-    return flat
-
-
-def _wrap(geometry: Any) -> Any:
-    """Bring the parts beyond the antimeridian back and cut what lies beyond the UTM limits."""
-    pieces = []
-    for turn in (-360.0, 0.0, 360.0):
-        window = shapely.box(turn - 180, SOUTH_LIMIT_DEG, turn + 180, NORTH_LIMIT_DEG)
-        piece = _polygons(shapely.intersection(geometry, window))
-        pieces.append(shapely.transform(piece, lambda xy, turn=turn: xy - (turn, 0.0)))
-    return _polygons(shapely.union_all(pieces))
-
-
-def _polygons(geometry: Any) -> Any:
-    """Only the polygons of a geometry; lines and points left over from a cut have no area."""
-    parts = shapely.get_parts(shapely.get_parts(shapely.get_parts(geometry)))
-    return shapely.multipolygons(parts[shapely.get_type_id(parts) == 3])
-
-
-def _refuse_ambiguous_edges(geometry: Any, where: str) -> None:
-    rings = shapely.get_rings(shapely.get_parts(geometry))
-    points, ring = shapely.get_coordinates(rings, return_index=True)
-    first, last = points[:-1], points[1:]
-    on_seam = (np.abs(np.abs(first[:, 0]) - 180) < 1e-6) & (np.abs(np.abs(last[:, 0]) - 180) < 1e-6)
-    at_pole = (np.abs(first[:, 1]) > 89) & (np.abs(last[:, 1]) > 89)
-    long = (np.abs(last[:, 0] - first[:, 0]) > 180) & (ring[1:] == ring[:-1]) & ~on_seam & ~at_pole
-    if long.any():
-        (a, _), (b, _) = first[long][0], last[long][0]
-        raise UserError(
-            f"an edge runs from longitude {a:g} to {b:g}, which can be read in two ways",
-            where,
-            "across the antimeridian write longitudes beyond 180 (170 to 190) or cut the polygon there; "
-            "otherwise add a vertex in between",
-        )
+# --- points in polygons
+# ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,45 +138,80 @@ class Region:
 
 
 # A draw succeeds at least every second time once the polygon fills half of its boxes; thin and scattered
-# polygons stop at the number of boxes, and merely need more draws.
-COVER_FILL, COVER_STEPS = 0.5, 2000
+# polygons stop at the number of cuts, and merely need more draws. A sliver is cut on until a twentieth is filled.
+COVERS = ((0.5, 2000), (0.05, 200_000))
 
 
 def prepare(geometry: Any) -> Region:
-    """Cover a polygon (from ``on_globe``) with boxes: the largest is halved until half of all is filled."""
+    """Cover a polygon (from ``on_globe``) with boxes: the largest is halved until enough of all is filled.
+
+    Boxes are looked at in batches: of those in hand, so many of the largest as none of their halves can overtake.
+    """
     shapely.prepare(geometry)
-    goal = float(sphere_area([geometry])[0]) / COVER_FILL
-    heap = [(-_box_area(geometry.bounds), geometry.bounds)]
-    total, inside = -heap[0][0], []
-    for _ in range(COVER_STEPS):
-        if total <= goal or not heap:
-            break
-        area, box = heapq.heappop(heap)
-        if shapely.contains(geometry, shapely.box(*box)):
-            inside.append((area, box))
-            continue
-        halves = [half for half in _halves(box) if shapely.intersects(geometry, shapely.box(*half))]
-        total += area + sum(_box_area(half) for half in halves)
-        for half in halves:
-            heapq.heappush(heap, (-_box_area(half), half))
-    found = sorted(inside + heap)
-    boxes = np.array([box for _, box in found], np.float64)
-    return Region(geometry=geometry, boxes=boxes, cumulative=np.cumsum([-area for area, _ in found]))
+    area = float(sphere_area([geometry])[0])
+    done, waiting = np.empty((0, 4)), np.array([geometry.bounds], np.float64)
+    total = float(_box_areas(waiting)[0])
+    for fill, steps in COVERS:
+        while len(waiting) and total > area / fill and steps:
+            whole, cut, waiting, total, taken = _cut_largest(geometry, waiting, total, area / fill, steps)
+            done, waiting, steps = np.concatenate([done, whole]), np.concatenate([waiting, cut]), steps - taken
+    boxes = np.concatenate([done, waiting])
+    boxes = boxes[_largest_first(boxes)]
+    return Region(geometry=geometry, boxes=boxes, cumulative=np.cumsum(_box_areas(boxes)))
 
 
-def _box_area(box: Sequence[float]) -> float:
-    west, south, east, north = np.radians(box)
-    return float((east - west) * (np.sin(north) - np.sin(south)))
+def _cut_largest(
+    geometry: Any, waiting: Floats, total: float, goal: float, steps: int
+) -> tuple[Floats, Floats, Floats, float, int]:
+    """Halve the largest boxes in their order, until ``total``, the area of all, is down to ``goal``.
+
+    The answer: boxes that lie inside whole and need no cut, halves that meet the polygon, boxes still waiting, the
+    new total, and how many boxes were looked at.
+    """
+    waiting = waiting[_largest_first(waiting)]
+    areas, halves = _box_areas(waiting), _halves(waiting)
+    half_areas = _box_areas(halves)
+    count = min(_not_overtaken(areas, half_areas), steps)
+    whole = shapely.contains(geometry, shapely.box(*waiting[:count].T))
+    meets = shapely.intersects(geometry, shapely.box(*halves[:count].T).T)
+    change = np.where(meets, half_areas[:count], 0.0).sum(axis=1) - areas[:count]
+    running = np.cumsum([total, *np.where(whole, 0.0, change)])
+    enough = running[:count] <= goal
+    taken = int(np.argmax(enough)) if enough.any() else count
+    is_cut = ~whole[:taken]
+    cut = halves[:taken][is_cut[:, None] & meets[:taken]]
+    return waiting[:taken][~is_cut], cut, waiting[taken:], float(running[taken]), taken
 
 
-def _halves(box: tuple[float, float, float, float]) -> Sequence[tuple[float, float, float, float]]:
-    """Cut a box across its longer side, as measured on the ground."""
-    west, south, east, north = box
-    if (east - west) * np.cos(np.radians((south + north) / 2)) > north - south:
-        middle = (west + east) / 2
-        return (west, south, middle, north), (middle, south, east, north)
-    middle = (south + north) / 2
-    return (west, south, east, middle), (west, middle, east, north)
+def _box_areas(boxes: Floats) -> Floats:
+    """Areas on the unit sphere of boxes (..., 4) in degrees."""
+    radians = np.radians(boxes)
+    width, sines = radians[..., 2] - radians[..., 0], np.sin(radians[..., 1::2])
+    return np.asarray(width * (sines[..., 1] - sines[..., 0]))
+
+
+def _largest_first(boxes: Floats) -> Ints:
+    """Order by area, falling; equal ones by their corners."""
+    return np.lexsort((*boxes.T[::-1], -_box_areas(boxes)))
+
+
+def _not_overtaken(areas: Floats, half_areas: Floats) -> int:
+    """How many of the largest boxes would be cut in this order before any of their own halves."""
+    largest_half = np.maximum.accumulate(half_areas.max(axis=1))
+    overtaken = areas[1:] <= largest_half[:-1]
+    return int(np.argmax(overtaken)) + 1 if overtaken.any() else len(areas)
+
+
+def _halves(boxes: Floats) -> Floats:
+    """Cut boxes (box, 4) across their longer side, as measured on the ground: (box, 2, 4)."""
+    west, south, east, north = boxes.T
+    is_wide = (east - west) * np.cos(np.radians((south + north) / 2)) > north - south
+    halves = np.repeat(boxes[:, None], 2, axis=1)
+    halves[:, 0, 2] = np.where(is_wide, (west + east) / 2, east)
+    halves[:, 1, 0] = np.where(is_wide, (west + east) / 2, west)
+    halves[:, 0, 3] = np.where(is_wide, north, (south + north) / 2)
+    halves[:, 1, 1] = np.where(is_wide, south, (south + north) / 2)
+    return halves
 
 
 # A polygon that fills only a twentieth of its boxes (the worst of 847 ecoregions fills a fifth) is missed this
@@ -248,35 +226,45 @@ def draw(region: Region, *, seed: int, slots: Ints, alternates: Ints) -> tuple[F
     point; each (slot, alternate) has its own counters, so a draw does not depend on its neighbours. Rounded
     to 1e-9 degrees (0.1 mm).
     """
-    lon, lat = np.empty(len(slots)), np.empty(len(slots))
-    left = np.arange(len(slots))
-    for attempt in range(MAX_ATTEMPTS):
-        x, y = _draw_in_boxes(region, seed, (slots[left], alternates[left], np.int64(attempt)))
-        hit = shapely.contains_xy(region.geometry, x, y)
-        lon[left[hit]], lat[left[hit]] = x[hit], y[hit]
-        left = left[~hit]
-        if not len(left):
-            return np.where(lon >= 180.0, lon - 360.0, lon), lat
-    raise UserError(
-        f"no point found in {MAX_ATTEMPTS} draws", f"polygon {region.geometry.bounds}", "its area is too thin"
-    )
+    return _draw_all([region], np.zeros(len(slots), np.int64), seed, slots, alternates)
 
 
 def draw_each(shapes: Sequence[Any], owner: Ints, seed: int, slots: Ints, alternates: Ints) -> tuple[Floats, Floats]:
     """As ``draw``, row r in polygon ``shapes[owner[r]]``; polygons that own no row cost nothing."""
+    used, owner = np.unique(owner, return_inverse=True)
+    return _draw_all([prepare(shapes[k]) for k in used], owner, seed, slots, alternates)
+
+
+def _draw_all(
+    regions: Sequence[Region], owner: Ints, seed: int, slots: Ints, alternates: Ints
+) -> tuple[Floats, Floats]:
+    """Draws for rows of many regions together, attempt by attempt."""
     lon, lat = np.empty(len(slots)), np.empty(len(slots))
-    order = np.argsort(owner, kind="stable")
-    for rows in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):
-        if len(rows):
-            region = prepare(shapes[owner[rows[0]]])
-            lon[rows], lat[rows] = draw(region, seed=seed, slots=slots[rows], alternates=alternates[rows])
-    return lon, lat
+    shapes = np.array([region.geometry for region in regions], dtype=object)
+    left = np.argsort(owner, kind="stable")
+    for attempt in range(MAX_ATTEMPTS):
+        x, y = _draw_in_boxes(regions, owner[left], seed, (slots[left], alternates[left], np.int64(attempt)))
+        hit = shapely.contains_xy(shapes[owner[left]], x, y)
+        lon[left[hit]], lat[left[hit]] = x[hit], y[hit]
+        left = left[~hit]
+        if not len(left):
+            return np.where(lon >= 180.0, lon - 360.0, lon), lat
+    where = f"polygon {regions[owner[left[0]]].geometry.bounds}"
+    raise UserError(f"no point found in {MAX_ATTEMPTS} draws", where, "its area is too thin")
 
 
-def _draw_in_boxes(region: Region, seed: int, counters: tuple[npt.ArrayLike, ...]) -> tuple[Floats, Floats]:
+def _draw_in_boxes(
+    regions: Sequence[Region], owner: Ints, seed: int, counters: tuple[npt.ArrayLike, ...]
+) -> tuple[Floats, Floats]:
+    """A point in one of the boxes of each row's region; rows of one region stand together."""
     which, u, v = (uniform(seed, "place", *counters, axis) for axis in range(3))
-    index = np.searchsorted(region.cumulative, which * region.cumulative[-1], side="right")
-    west, south, east, north = region.boxes[np.minimum(index, len(region.boxes) - 1)].T
+    boxes = np.empty((len(owner), 4))
+    edges = np.flatnonzero(np.diff(owner, prepend=-1, append=len(regions)))
+    for first, stop in pairwise(edges):
+        region = regions[owner[first]]
+        index = np.searchsorted(region.cumulative, which[first:stop] * region.cumulative[-1], side="right")
+        boxes[first:stop] = region.boxes[np.minimum(index, len(region.boxes) - 1)]
+    west, south, east, north = boxes.T
     low, high = np.sin(np.radians(south)), np.sin(np.radians(north))
     lat = np.degrees(np.arcsin(low + v * (high - low)))
     return np.round(west + u * (east - west), 9), np.round(lat, 9)
@@ -304,7 +292,7 @@ def frame(
             "lon": lon,
             "lat": lat,
             "date": pd.to_datetime(when, utc=True).astype("datetime64[ms, UTC]").array,
-            "tags": [dict(t) for t in tags],
+            "tags": list(tags),
         },
         geometry=gpd.points_from_xy(lon, lat),
         crs="EPSG:4326",

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -36,6 +36,9 @@ PAIRS_PER_REQUEST = 64
 # reference).
 RESPONSE_LIMIT_BYTES = 48 * 2**20
 RESPONSE_LIMIT_BANDS = 1024
+
+# west, south, east, north in degrees.
+Box = tuple[float, float, float, float]
 
 # Held while any Usage is added to: its counters are read, added and written. Outside Usage, which is sent by pickle.
 _counting = threading.Lock()
@@ -111,6 +114,24 @@ class Source(Protocol):
 
     def regions(self, name: str) -> gpd.GeoDataFrame:
         """All polygons of a named table, EPSG:4326, with their properties as columns."""
+        ...
+
+
+@runtime_checkable
+class DrawsPoints(Protocol):
+    """A source that draws random points by itself, so that the seeds of a published corpus mean the same."""
+
+    def random_points(self, table: str, column: str, value: str, count: int, seed: int) -> np.ndarray:
+        """``count`` points (point, 2) lon, lat inside the rows of a table where ``column`` is ``value``."""
+        ...
+
+
+@runtime_checkable
+class KnowsCoverage(Protocol):
+    """A source that says where a modality has images before any place is chosen."""
+
+    def coverage(self, modality: str, boxes: Sequence[Box], window: tuple[datetime, datetime]) -> gpd.GeoDataFrame:
+        """Footprints, EPSG:4326, of the images in a half-open window that meet the boxes; one may come twice."""
         ...
 
 

@@ -32,9 +32,6 @@ class Several:
         """Each source once, the corpus's own first."""
         yield from {id(source): source for source in (self.own, *self.others.values())}.values()
 
-    def _keeper(self, modality: str) -> Source:
-        return self.others.get(modality, self.own)
-
     def identity(self) -> dict[str, Any]:
         """The corpus's own identity and that of each modality's source; one synthetic source makes it synthetic."""
         others = {name: source.identity() for name, source in sorted(self.others.items())}
@@ -45,7 +42,7 @@ class Several:
     def search(self, samples: Sequence[Sample], asks: Mapping[int, Sequence[Ask]]) -> list[Scene]:
         scenes: list[Scene] = []
         for source in self._all():
-            own = {slot: [a for a in all_ if self._keeper(a.modality.name) is source] for slot, all_ in asks.items()}
+            own = {slot: [a for a in all_ if self.keeper(a.modality.name) is source] for slot, all_ in asks.items()}
             asked = [sample for sample in samples if own[sample.slot]]
             scenes += source.search(asked, own) if asked else []
         return scenes
@@ -53,7 +50,7 @@ class Several:
     def screen(self, pairs: Sequence[tuple[Sample, Scene]]) -> list[float | None]:
         found: dict[int, float | None] = {}
         for source in self._all():
-            places = [i for i, (_, scene) in enumerate(pairs) if self._keeper(scene.modality) is source]
+            places = [i for i, (_, scene) in enumerate(pairs) if self.keeper(scene.modality) is source]
             if places:
                 found |= zip(places, source.screen([pairs[i] for i in places]), strict=True)
         return [found[i] for i in range(len(pairs))]
@@ -61,9 +58,13 @@ class Several:
     def read(self, sample: Sample, choices: Mapping[str, Choice]) -> dict[str, np.ndarray]:
         chips: dict[str, np.ndarray] = {}
         for source in self._all():
-            own = {key: choice for key, choice in choices.items() if self._keeper(choice.modality) is source}
+            own = {key: choice for key, choice in choices.items() if self.keeper(choice.modality) is source}
             chips |= source.read(sample, own) if own else {}
         return {key: chips[key] for key in choices if key in chips}
 
     def regions(self, name: str) -> gpd.GeoDataFrame:
         return self.own.regions(name)
+
+    def keeper(self, modality: str) -> Source:
+        """The source that a modality is asked of."""
+        return self.others.get(modality, self.own)

@@ -27,10 +27,11 @@ from mmbuild.sources import (
     RESPONSE_LIMIT_BYTES,
     SAMPLES_PER_REQUEST,
     Ask,
+    Box,
     SourceSpec,
     Usage,
 )
-from mmbuild.sources.earthengine import expressions
+from mmbuild.sources.earthengine import expressions, tables
 from mmbuild.sources.earthengine.blocks import Block, block_of
 from mmbuild.sources.earthengine.meter import last_exchange, workload_tag
 from mmbuild.sources.earthengine.refusals import about
@@ -284,24 +285,50 @@ class EarthEngine:
     # -- tables ---------------------------------------------------------------------------------------------------
 
     def regions(self, name: str) -> gpd.GeoDataFrame:
+        blame = partial(tables.name_of, name)
+        with building(self.spec, blame):
+            table = ee.FeatureCollection(name)
+        return self._features(table, blame)
+
+    def random_points(self, table: str, column: str, value: str, count: int, seed: int) -> np.ndarray:
+        blame = partial(tables.name_of, table)
+        with building(self.spec, blame):
+            points = tables.random_points(table, column, value, count, seed)
+        found = self._features(points, blame)
+        if len(found) != count:
+            raise SourceError(f"{count} random points were asked in {value!r} of table {table}, {len(found)} came")
+        return np.stack([found.geometry.x, found.geometry.y], axis=1)
+
+    def coverage(self, modality: str, boxes: Sequence[Box], window: tuple[datetime, datetime]) -> gpd.GeoDataFrame:
+        import geopandas as gpd
+        import pandas as pd
+
+        blame, block = self._blame([modality]), self.blocks[modality]
+        found = [gpd.GeoDataFrame(geometry=[], crs="EPSG:4326")]
+        for box in boxes:
+            with building(self.spec, blame):
+                images = tables.footprints(str(block.collection), box, window)
+            found.append(self._features(images, blame))
+        return gpd.GeoDataFrame(pd.concat(found, ignore_index=True), crs="EPSG:4326")
+
+    def _features(self, table: Any, blame: Blame) -> gpd.GeoDataFrame:
+        """All rows of a table, page by page."""
         import geopandas as gpd
 
         features: list[dict[str, Any]] = []
         token: str | None = None
-        blame = partial(_table, name)
-        with building(self.spec, blame):
-            table = ee.FeatureCollection(name)
         while True:
             request: dict[str, Any] = {"expression": table, "pageSize": 1000}
             if token:
                 request["pageToken"] = token
-            page = self._asked(partial(_page, request), blame)
+            page = self._asked(partial(tables.page, request), blame)
             self.usage.add(Usage(metadata_requests=1))
             features += page.get("features", [])
             token = page.get("nextPageToken")
             if not token:
                 break
-        return gpd.GeoDataFrame.from_features(features, crs="EPSG:4326")
+        columns = None if features else ["geometry"]
+        return gpd.GeoDataFrame.from_features(features, crs="EPSG:4326", columns=columns)
 
     # -- asking ---------------------------------------------------------------------------------------------------
 
@@ -331,18 +358,6 @@ class EarthEngine:
     def _blame(self, names: Iterable[str]) -> Blame:
         """Says which of these modalities a refusal is about."""
         return partial(about, list(dict.fromkeys(names)), self.modalities, self.blocks)
-
-
-def _table(name: str, text: str) -> str:
-    return f"table {name}"
-
-
-def _page(request: dict[str, Any]) -> dict[str, Any]:
-    """One page of a table; the client hands on the text of a body that is no JSON, which is a transient error."""
-    page = ee.data.computeFeatures(request)
-    if not isinstance(page, dict):
-        raise SourceError("a page of a table is not a whole JSON object", transient=True)
-    return page
 
 
 def _kind(ask: Ask) -> tuple[str, float | None, bool]:
