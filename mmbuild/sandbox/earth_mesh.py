@@ -68,7 +68,7 @@ class Block:
 
     def __init__(self, epsg: int, row: int, column: int, height: int, width: int) -> None:
         self.epsg, self.row, self.column, self.height, self.width = epsg, row, column, height, width
-        self._fields: dict[Hashable, list[Floats]] = {}
+        self._fields: dict[Hashable, Floats] = {}
         self._lock = threading.Lock()
 
     @cached_property
@@ -80,11 +80,12 @@ class Block:
         down = self.row <= row and row + height <= self.row + self.height
         return epsg == self.epsg and down and self.column <= column and column + width <= self.column + self.width
 
-    def fields(self, key: Hashable, make: Make) -> list[Floats]:
-        """The fields under a key, (row, column) each, made at most once."""
+    def fields(self, key: Hashable, make: Make) -> Floats:
+        """The fields under a key, (column, field, row), made at most once."""
         with self._lock:
             if key not in self._fields:
-                self._fields[key] = [part.reshape(self.height, self.width) for part in make(self.points)]
+                parts = np.stack([part.reshape(self.height, self.width) for part in make(self.points)])
+                self._fields[key] = np.ascontiguousarray(parts.transpose(2, 0, 1))
             return self._fields[key]
 
 
@@ -135,19 +136,23 @@ class Lattice:
 
     def fields(self, key: Hashable, make: Make) -> list[Floats]:
         """Fields interpolated to the pixels, each an array of its own."""
-        return [self._spread(nodes) for nodes in self._block.fields(key, make)]
+        columns, across, rows, _ = self._axes
+        nodes = self._block.fields(key, make)
+        first = int(rows.min()) - self._block.row
+        nodes = nodes[:, :, first : first + int(np.ptp(rows)) + STENCIL]
+        columns = columns - self._block.column
+        lines = _sum([w[:, None, None] * nodes.take(columns + k, axis=0) for k, w in enumerate(across)])
+        return [self._spread(field) for field in np.ascontiguousarray(lines.transpose(1, 2, 0))]
 
-    def _spread(self, nodes: Floats) -> Floats:
-        columns, across, rows, down = self._axes
-        columns, rows = columns - self._block.column, rows - self._block.row
-        first, last = int(rows.min()), int(rows.max()) + STENCIL
-        nodes, rows = nodes[first:last], rows - first
-        lines = _sum([w * nodes[:, columns + k] for k, w in enumerate(across)])
-        total = np.empty((rows.size, columns.size))
+    def _spread(self, lines: Floats) -> Floats:
+        """Lines of pixels through the rows of nodes, from the first that is needed, interpolated between them."""
+        _, _, rows, down = self._axes
+        rows = rows - rows.min()
+        total = np.empty((rows.size, self.x.size))
         term = np.empty_like(total)
         for k, w in enumerate(down):
-            np.take(lines, rows + k, axis=0, out=term, mode="clip")
-            np.multiply(w[:, None], term, total if k == 0 else term)
+            lines.take(rows + k, axis=0, out=term, mode="clip")
+            np.multiply(w[:, None], term, term if k else total)
             if k:
                 total += term
         return total.ravel()

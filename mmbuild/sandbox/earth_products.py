@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -296,9 +297,16 @@ _ANOMALY = noise(81, 3500e3, 3, roughness=0.6)
 
 def month_anomaly(site: Site, ask: Ask, salt: int) -> Floats:
     """Unit-variance weather of a month, the same however it is asked; each salt is another quantity's."""
+    return site.memo(
+        ("anomaly", salt, ask.year, ask.month),
+        lambda: _ANOMALY(site.points, _month_phases(salt, ask.year * 12 + ask.month)),
+    )
+
+
+@lru_cache(maxsize=4096)
+def _month_phases(salt: int, month: int) -> Floats:
     octave, wave = np.meshgrid(*(np.arange(n) for n in _ANOMALY.phases.shape), indexing="ij")
-    month = np.full(octave.shape, ask.year * 12 + ask.month)
-    return _ANOMALY(site.points, hash_cells(salt, octave, wave, month))
+    return hash_cells(salt, octave, wave, np.full(octave.shape, month))
 
 
 def middle_of_month(ask: Ask) -> float:
