@@ -22,6 +22,7 @@ from mmbuild.sandbox.values import EarthEngineError, PixelType, Projection, pixe
 
 # What composites and constants have for want of a better one: one degree in EPSG:4326.
 DEFAULT_PROJECTION = Projection()
+_ABSENT = object()
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +60,9 @@ class Image:
         if isinstance(self.properties, ChainMap):
             # What ChainMap.get does, at a third of its cost: a search reads thousands of properties.
             for properties in self.properties.maps:
-                if name in properties:
-                    return properties[name]
+                value = properties.get(name, _ABSENT)
+                if value is not _ABSENT:
+                    return value
             return None
         return self.properties.get(name)
 

@@ -70,17 +70,17 @@ class LazyProperties(Mapping[str, Any]):
 def optical_properties(scene: OpticalScene, cloud: float, level: str) -> Mapping[str, Any]:
     """The properties of a granule at level "L1C" or "L2A"."""
     known = {
-        **_optical_names(scene, level),
         "CLOUDY_PIXEL_PERCENTAGE": cloud,
         "CLOUD_COVERAGE_ASSESSMENT": cloud,
         "MEAN_SOLAR_AZIMUTH_ANGLE": round(scene.azimuth_deg, 6),
         "MEAN_SOLAR_ZENITH_ANGLE": round(scene.zenith_deg, 6),
         "synthetic": 1,
     }
+    named: Group = (_NAMED, lambda: _optical_names(scene, level))
     told: Group = (_TOLD, lambda: _told(scene, level))
     if level == "L1C":
-        return LazyProperties(known, told)
-    return LazyProperties(known, told, (_L2A_QUALITY_NAMES, lambda: _L2A_QUALITY),
+        return LazyProperties(known, named, told)
+    return LazyProperties(known, named, told, (_L2A_QUALITY_NAMES, lambda: _L2A_QUALITY),
                           (_COUNTED, lambda: class_percentages(scene)))  # fmt: skip
 
 
@@ -101,6 +101,17 @@ _L2A_QUALITY: Mapping[str, Any] = {
 }
 
 
+_NAMED = (
+    "DATATAKE_IDENTIFIER",
+    "DATATAKE_TYPE",
+    "GRANULE_ID",
+    "MGRS_TILE",
+    "PROCESSING_BASELINE",
+    "PRODUCT_ID",
+    "SENSING_ORBIT_DIRECTION",
+    "SENSING_ORBIT_NUMBER",
+    "SPACECRAFT_NAME",
+)
 _L2A_QUALITY_NAMES = tuple(_L2A_QUALITY)
 _COUNTED = (*CLASS_SHARES.values(), "NODATA_PIXEL_PERCENTAGE")
 _TOLD = (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import cache
 from itertools import groupby
 from typing import Any
 
@@ -77,22 +78,32 @@ def candidates(block: Block, region: Any, ask: Ask, place: Any, number: int) -> 
 
 def table(images: Any, block: Block, modality: Modality) -> Any:
     """Rows of the block's columns, one per image."""
+    columns = block.columns(modality)
+    selectors = [_PROPERTIES.get(column, column) for column in columns]
+    described = ee.ApiFunction.call_(
+        "Collection.map", images, _describing("crs" in columns, "bands" in columns, block.cloud_property)
+    )
+    rows = ee.ImageCollection(described).reduceColumns(ee.Reducer.toList(len(selectors)), selectors)
+    return rows.get("list")
+
+
+@cache
+def _describing(has_crs: bool, has_bands: bool, cloud_property: str | None) -> Any:
+    """The function that gives an image these columns; the client takes milliseconds to wrap one, so each is kept."""
 
     def describe(image: Any) -> Any:
         described = image
-        if "crs" in block.columns(modality):
+        if has_crs:
             described = described.set("crs", image.select([0]).projection().crs())
-        if "bands" in block.columns(modality):
+        if has_bands:
             described = described.set("bands", image.bandNames())
-        if block.cloud_property:
+        if cloud_property:
             # A row with a null in it would be dropped, and with it an image whose cloudiness nobody wrote down.
-            known = ee.List([image.get(block.cloud_property), UNKNOWN_CLOUD]).reduce(ee.Reducer.firstNonNull())
+            known = ee.List([image.get(cloud_property), UNKNOWN_CLOUD]).reduce(ee.Reducer.firstNonNull())
             described = described.set("cloud", known)
         return described
 
-    selectors = [_PROPERTIES.get(column, column) for column in block.columns(modality)]
-    rows = images.map(describe).reduceColumns(ee.Reducer.toList(len(selectors)), selectors)
-    return rows.get("list")
+    return ee.CustomFunction.create(describe, "Object", ["Image"])
 
 
 def of_scene(block: Block, scene: Scene, region: Any) -> Any:
