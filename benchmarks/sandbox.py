@@ -64,7 +64,7 @@ def opened() -> tuple[Recipe, Source]:
 def places(count: int) -> list[Sample]:
     """The first places of the recipe's sampler, each with its alternates."""
     recipe, source = opened()
-    table = locate(recipe, stop=count, regions=source.regions)
+    table = locate(recipe, stop=count, source=source)
     return list(samples_of(table.drop(columns="geometry").to_dict("records")))
 
 
@@ -85,7 +85,8 @@ def work(samples: Sequence[Sample]) -> Timing:
         timing.steps[name] = timing.steps.get(name, 0.0) + now - last
         last = now
 
-    outcomes, _ = shard.gather(recipe, source, samples, step)
+    with shard.chip_readers() as readers:
+        outcomes, _ = shard.gather(recipe, source, samples, readers, step)
     timing.wall_s, timing.cpu_s = time.perf_counter() - wall, time.process_time() - cpu
     stored = [outcome for outcome in outcomes.values() if outcome.status == "stored"]
     timing.stored = len(stored)
