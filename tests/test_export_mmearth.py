@@ -126,6 +126,11 @@ def test_every_value_is_that_of_the_cube_after_the_stated_recoding(packed: Packe
         s2 = np.stack([bands.get(band, np.zeros((SIZE, SIZE), np.uint16)) for band in order])
         same(reader.raw("sentinel2", row), np.where(s2 == 65535, 0, s2))
         same(reader.raw("sentinel2_cloudmask", row), np.full((1, SIZE, SIZE), 65535, np.uint16))
+        cloud = truth["sentinel2_cloud_probability"][row]
+        same(
+            reader.raw("sentinel2_cloudprod", row),
+            np.where(cloud == 255, 65535, cloud.astype(np.uint16)).astype(np.uint16),
+        )
         scl = truth["sentinel2_scl"][row]
         same(reader.raw("sentinel2_scl", row), np.where(scl == 0, 255, scl).astype(np.uint8))
         s1 = np.concatenate([truth["sentinel1_asc"][row], truth["sentinel1_desc"][row]])
@@ -194,9 +199,10 @@ def test_tile_info_says_what_the_published_file_says(packed: Packed, reader: Pub
         assert reader.file["metadata"][row]["S2_type"].decode() == entry["S2_type"]
         assert (entry["CRS"], entry["lat"], entry["lon"]) == (f"EPSG:{sample.epsg}", sample.lat, sample.lon)
         assert entry["NO_DATA"] is True  # every random chip has a missing pixel
-        scl = ["SCL"] if packed.stored["sentinel2_scl"][row] else []
+        quality = {"MSK_CLDPRB": "sentinel2_cloud_probability", "SCL": "sentinel2_scl"}
+        there = [band for band, name in quality.items() if packed.stored[name][row]]
         cirrus = [] if row % 2 else ["B10"]
-        bands = ["B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8A", "B8", "B9", *cirrus, "B11", "B12", *scl]
+        bands = ["B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8A", "B8", "B9", *cirrus, "B11", "B12", *there]
         assert entry["BANDS"]["sentinel2"] == bands
         there = packed.stored["sentinel1_asc"][row]
         assert entry["BANDS"]["sentinel1_asc"] == (["VV", "VH", "HH", "HV"] if there else None)

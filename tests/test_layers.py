@@ -45,13 +45,13 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Library -> the only places (module or folder prefix) that may import it.
 DOORS = {
     "ee": ("mmbuild.sources.earthengine",),
-    "zarr": ("mmbuild.cube", "mmbuild.tree", "mmbuild.stream", "mmbuild.export"),
+    "zarr": ("mmbuild.cube", "mmbuild.tree", "mmbuild.stream", "mmbuild.export", "mmbuild.foreign"),
     "h5py": ("mmbuild.export", "mmbuild.importers", "train.probe"),
     "dask": ("mmbuild.cluster",),
     "distributed": ("mmbuild.cluster",),
     "pystac": ("mmbuild.catalog", "mmbuild.sources.stac"),
     "stac_geoparquet": ("mmbuild.catalog", "mmbuild.sources.stac"),
-    "rasterio": ("mmbuild.align", "mmbuild.sources.stac", "mmbuild.sandbox", "mmbuild.export"),
+    "rasterio": ("mmbuild.align", "mmbuild.sources.stac", "mmbuild.sandbox", "mmbuild.export", "mmbuild.foreign"),
     "rioxarray": ("mmbuild.align", "mmbuild.sources.stac", "mmbuild.sandbox", "mmbuild.export"),
     "mercantile": ("mmbuild.samplers.xyz", "mmbuild.grid"),
     "torch": ("mmbuild.stream", "train"),
