@@ -83,6 +83,12 @@ def tile_grid(x: int, y: int, z: int, *, size: int = 256) -> GeoBox:
     return box_from_corner(3857, x * side - MERCATOR_EDGE_M, MERCATOR_EDGE_M - y * side, gsd=side / size, size=size)
 
 
+def tile_bounds(x: int, y: int, z: int) -> tuple[float, float, float, float]:
+    """West, south, east and north of an XYZ tile in degrees."""
+    west, south, east, north = mercantile.bounds(x, y, z)
+    return west, south, east, north
+
+
 def tile_at(lon: float, lat: float, z: int) -> tuple[int, int, int]:
     """The XYZ tile (x, y, z) that holds a place."""
     tile = mercantile.tile(lon, lat, z)

@@ -37,6 +37,8 @@ _PROVENANCE = [
     "epsg", "x0", "y0", "gsd", "height", "width", "scene_ids", "datetime", "window_start", "window_end", "first",
     "last", "scene_count", "delta_days", "clear_fraction", "valid_fraction",
 ]  # fmt: skip
+# STAC wants an interval where a date is not known: imported files may not even tell the years.
+_ANY_YEAR = [1970, 2099]
 # What the columns but the assets are made of.
 _OF_SAMPLES = [
     "slot", "sample_id", "alternate", "sample_status", "lon", "lat", "epsg", "x0", "y0", "anchor_time", "tags",
@@ -134,7 +136,7 @@ def _times(anchor: pa.ChunkedArray, corpus: Corpus, is_undated: bool) -> dict[st
     """datetime, and where a sample has none also the interval STAC then asks for: the years the recipe allows."""
     if not is_undated:
         return {"datetime": anchor.cast(_TIMESTAMP)}
-    years = corpus.recipe.anchor.years or [1970]
+    years = corpus.recipe.anchor.years or _ANY_YEAR
     first, last = datetime(min(years), 1, 1, tzinfo=UTC), datetime(max(years) + 1, 1, 1, tzinfo=UTC)
     return {
         "datetime": anchor.cast(_TIMESTAMP),

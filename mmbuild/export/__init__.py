@@ -20,6 +20,7 @@ from mmbuild.errors import UserError
 from mmbuild.explain import suggest
 from mmbuild.foreign.chips import Sample, SampleReader
 from mmbuild.foreign.files import Files, Folder, claimed, ordered
+from mmbuild.records import committed_shards, record_key
 
 Progress = Callable[[int, int, int], None]
 # Whether the pixels are made up, in the words that every layout's notes use.
@@ -173,6 +174,15 @@ def _about(corpus: Corpus) -> dict[str, Any]:
         "licence": corpus.recipe.licence,
         "attributions": sorted({modality.attribution for modality in inside}),
     }
+
+
+def records_digest(corpus: Corpus) -> str:
+    """A digest of all that is stored and how it is split: what a layout of few files is made from."""
+    total = hashlib.sha256()
+    for shard in committed_shards(corpus.store):
+        total.update(corpus.store.get(record_key(shard)))
+    total.update(corpus.store.get("items.parquet"))
+    return total.hexdigest()
 
 
 # -- many files ------------------------------------------------------------------------------------------------------

@@ -22,12 +22,11 @@ import pyarrow.compute as pc
 
 from mmbuild.cube import Corpus
 from mmbuild.errors import UserError
-from mmbuild.export import SYNTHETIC, Job, Options
+from mmbuild.export import SYNTHETIC, Job, Options, records_digest
 from mmbuild.foreign.chips import Sample, SampleReader
 from mmbuild.foreign.files import Files, ordered
 from mmbuild.foreign.moments import Moments, stored_moments
 from mmbuild.foreign.recode import Chips, Layout, Recoder, load_layout, recoders
-from mmbuild.records import committed_shards, record_key
 
 OPTIONS = frozenset({"name", "split", "size", "faithful", "allow_missing"})
 # What h5py's compression="gzip" means; no shuffle filter, as in the published files.
@@ -158,12 +157,8 @@ def _slots(reader: SampleReader, layout: Layout) -> np.ndarray:
 
 def _source(job: Job) -> str:
     """A digest of everything that the files are made from."""
-    total = hashlib.sha256(b"mmearth 1")
-    for shard in committed_shards(job.corpus.store):
-        total.update(job.corpus.store.get(record_key(shard)))
-    for key in ("items.parquet", "stats.json"):
-        total.update(job.corpus.store.get(key))
-    return total.hexdigest()
+    statistics = job.corpus.store.get("stats.json") if job.corpus.store.exists("stats.json") else b""
+    return hashlib.sha256(f"mmearth 1 {records_digest(job.corpus)}".encode() + statistics).hexdigest()
 
 
 # -- one sample ------------------------------------------------------------------------------------------------------
