@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from mmbuild.choose import Anchored, Sample, Scene, Step, distance_s
+from mmbuild.published import tile_draws
 from mmbuild.recipe import Anchor, Recipe, Seasons
 from mmbuild.times import month_start, parse_date, window_around, year_window
 
@@ -26,9 +27,14 @@ def draw(seed: int, *key: object) -> float:
     return int.from_bytes(digest[:8], "little") / 2**64
 
 
-def anchor_year(seed: int, slot: int, alternate: int, years: Sequence[int]) -> int | None:
-    """The year in which a sample's anchor is looked for."""
-    return years[int(draw(seed, slot, alternate, "year") * len(years))] if years else None
+def anchor_year(recipe: Recipe, slot: int, alternate: int, lon: float, lat: float) -> int | None:
+    """The year in which the anchor of a place is looked for."""
+    years = recipe.anchor.years
+    if not years:
+        return None
+    if recipe.anchor.draws == "published_seeds":
+        return tile_draws(lon, lat, first_year=years[0], last_year=years[-1]).year
+    return years[int(draw(recipe.seed, slot, alternate, "year") * len(years))]
 
 
 def steps(sample: Sample, recipe: Recipe) -> tuple[Step, ...]:
@@ -56,10 +62,12 @@ def anchor_window(sample: Sample, anchor: Anchor) -> tuple[datetime, datetime]:
     """Half-open interval in which the anchor of a sample with one step may lie: around its own date, or its year."""
     if sample.date is not None and anchor.max_days is not None:
         return window_around(sample.date, anchor.max_days)
-    if sample.anchor_year is not None:
-        return year_window(sample.anchor_year)
-    assert sample.date is not None, "the planner gives every sample a date or a year"
-    return year_window(sample.date.year)
+    year = sample.anchor_year if sample.anchor_year is not None or sample.date is None else sample.date.year
+    assert year is not None, "the planner gives every sample a date or a year"
+    if anchor.windows is not None and year in anchor.years:
+        first, end = map(parse_date, anchor.windows[anchor.years.index(year)])
+        return first, end
+    return year_window(year)
 
 
 def rank_anchors(sample: Sample, step: Step, scenes: Iterable[Scene], recipe: Recipe) -> list[Scene]:
@@ -81,6 +89,9 @@ def rank_anchors(sample: Sample, step: Step, scenes: Iterable[Scene], recipe: Re
         and (limit is None or scene.cloud is None or scene.cloud <= limit)
     ]
 
+    if recipe.anchor.draws == "published_seeds":
+        return _drawn_as_published(sample, fit, recipe)
+
     def rank(scene: Scene) -> tuple[Any, ...]:
         return (
             products.index(scene.modality),
@@ -90,6 +101,21 @@ def rank_anchors(sample: Sample, step: Step, scenes: Iterable[Scene], recipe: Re
         )
 
     return sorted(fit, key=rank)
+
+
+def _drawn_as_published(sample: Sample, fit: Sequence[Scene], recipe: Recipe) -> list[Scene]:
+    """The one scene that MMEarth's seeds draw, if any: its product first, then one of its scenes in their order.
+
+    ``one_of`` is in the order of its draw: 0 is the first. Where the first has no scene the second is taken, never the
+    other way round. (It looks for the second before it leaves out scenes that do not hold the whole tile.)
+    """
+    products, years = recipe.anchor.products, recipe.anchor.years
+    draws = tile_draws(sample.lon, sample.lat, first_year=years[0], last_year=years[-1])
+    for product in products[draws.is_l1c :]:
+        own = sorted((s for s in fit if s.modality == product), key=lambda scene: scene.scene_id)
+        if own:
+            return [own[draws.image(len(own))]]
+    return []
 
 
 def _rule(scene: Scene, sample: Sample, step: Step, recipe: Recipe) -> tuple[float, ...]:

@@ -139,7 +139,7 @@ def choose_all(sample: Sample, anchored: Anchored, scenes: Iterable[Scene], reci
         if modality.count_of is not None:
             chosen[name] = _count(modality, chosen.get(modality.count_of))
         elif modality.same_scene_as is not None:
-            chosen[name] = _companion(modality, chosen.get(modality.same_scene_as), own[name])
+            chosen[name] = _companion(modality, _host(modality.same_scene_as, chosen, recipe), own[name])
     return {name: chosen[name] for name in recipe.modality_defs}
 
 
@@ -156,8 +156,9 @@ def _anchor_choice(name: str, anchored: Anchored) -> Choice:
 
 def _composite(name: str, own: Sequence[Scene], step: Step, sample: Sample, recipe: Recipe) -> Choice:
     """The scenes of a step's window, one of each pass, the least cloudy of them where only so many are asked for."""
-    use, limit = recipe.modalities[name], recipe.anchor.max_cloud
-    inside = [s for s in own if _inside(s, step.window) and (limit is None or s.cloud is None or s.cloud <= limit)]
+    use = recipe.modalities[name]
+    limit = recipe.anchor.max_cloud if use.max_cloud is None else use.max_cloud
+    inside = [s for s in own if _inside(s, step.window) and _clear_enough(s, limit)]
     passes = sorted(_passes(inside, sample), key=lambda scene: (scene.cloud or 0.0, scene.time, scene.scene_id))
     scenes = sorted(passes[: use.max_scenes], key=lambda scene: (scene.time, scene.scene_id))
     if not scenes:
@@ -182,6 +183,12 @@ def _count(modality: Modality, host: Choice | None) -> Choice:
     if host is None or not host.scenes:
         return Choice(modality=modality.name, status="not_asked", reason=f"{modality.count_of} has no scene here")
     return replace(host, modality=modality.name, reduce="count")
+
+
+def _host(asked: str, chosen: Mapping[str, Choice], recipe: Recipe) -> Choice | None:
+    """The choice of a modality, or of whichever modality of an alias has a scene."""
+    hosts = [chosen[name] for name in recipe.hosts(asked) if name in chosen]
+    return next((host for host in hosts if host.scenes), hosts[0] if hosts else None)
 
 
 def _companion(modality: Modality, host: Choice | None, own: Sequence[Scene]) -> Choice:
@@ -248,7 +255,10 @@ def _nearest(name: str, own: Sequence[Scene], anchored: Anchored, sample: Sample
     limit, when = recipe.modalities[name].max_days, anchored.when
     if when is None:
         return Choice(modality=name, status="no_data", reason="the sample has no anchor date")
-    dated = [scene for scene in own if scene.time is not None]
+    use = recipe.modalities[name]
+    dated = [scene for scene in own if scene.time is not None and _clear_enough(scene, use.max_cloud)]
+    if use.pick == "latest":
+        return _latest(name, dated, anchored, sample)
     if limit is None:
         dated = [scene for scene in dated if _inside(scene, anchored.step.window)]
     if not dated:
@@ -264,6 +274,23 @@ def _nearest(name: str, own: Sequence[Scene], anchored: Anchored, sample: Sample
         reason = f"the nearest {name} scene is {abs(delta):.1f} days away, at most {limit:g} are allowed"
         return Choice(modality=name, status="no_data", reason=reason)
     return Choice(modality=name, scenes=(best,), when=best.time, delta_days=delta)
+
+
+def _latest(name: str, own: Sequence[Scene], anchored: Anchored, sample: Sample) -> Choice:
+    """The last scene of the anchor's window, whatever the anchor is."""
+    inside = [scene for scene in own if _inside(scene, anchored.step.window)]
+    if not inside:
+        reason = f"no {name} scene covers the sample in the anchor's window"
+        return Choice(modality=name, status="no_data", reason=reason)
+    best = max(inside, key=lambda scene: (scene.time, scene.epsg == sample.epsg, scene.scene_id))
+    target = anchored.step.target or anchored.when
+    delta = None if best.time is None or target is None else _days(best.time, target)
+    return Choice(modality=name, scenes=(best,), when=best.time, delta_days=delta)
+
+
+def _clear_enough(scene: Scene, limit: float | None) -> bool:
+    """False for a scene that is known to be cloudier than ``limit`` percent."""
+    return limit is None or scene.cloud is None or scene.cloud <= limit
 
 
 def distance_s(scene: Scene, when: datetime | None) -> float:

@@ -121,7 +121,9 @@ class Modality(_Strict):
         max_length=2,
         description="[first, last] calendar month asked for, relative to the anchor's month (0), both included",
     )
-    same_scene_as: str | None = Field(None, pattern=NAME, description="always the very scene chosen for that modality")
+    same_scene_as: str | None = Field(
+        None, pattern=NAME, description="always the very scene chosen for that modality, or for one of that alias"
+    )
     alias: str | None = Field(None, pattern=NAME, description="a name the loader also offers it under")
     bands: tuple[Band, ...] = _listed(1, description="in the order of the array")
     classes: tuple[ClassDef, ...] = Field((), strict=False, description="class codes with their names")
@@ -354,7 +356,8 @@ def _reference_problems(m: Modality, known: Mapping[str, Modality]) -> list[Prob
     found: list[Problem] = []
     for key in ("same_scene_as", "count_of"):
         name = getattr(m, key)
-        if name is not None and name not in known:
+        aliases = {other.alias for other in known.values()} if key == "same_scene_as" else set()
+        if name is not None and name not in known and name not in aliases:
             found.append(Problem(key=(key,), value=name, reason="is no known modality", fix=suggest(name, list(known))))
     rules: list[tuple[Key, Clear]] = [(("clear_others", index), rule) for index, rule in enumerate(m.clear_others)]
     for place, rule in [(("clear",), m.clear), *rules] if m.clear is not None else rules:

@@ -217,7 +217,7 @@ def _grid_row(recipe: Recipe, place: dict[str, Any]) -> dict[str, Any]:
         "epsg": int(to_earthengine(box)["crsCode"].removeprefix("EPSG:")),
         "x0": box.affine.c, "y0": box.affine.f, "gsd": box.affine.a, "size": box.shape[0],
         "date": place["date"] if has_date else None,
-        "anchor_year": None if has_date else anchor_year(recipe.seed, slot, alternate, recipe.anchor.years),
+        "anchor_year": None if has_date else anchor_year(recipe, slot, alternate, float(lon), float(lat)),
         "tags": json.dumps(place["tags"], sort_keys=True, default=str),
     }  # fmt: skip
 

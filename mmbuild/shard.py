@@ -209,8 +209,9 @@ def asks_of(recipe: Recipe, sample: Sample) -> list[Ask]:
     for name, modality in recipe.modality_defs.items():
         if modality.is_derived or modality.count_of is not None:
             continue
-        limited = name in recipe.anchor.products or recipe.modalities[name].composite is not None
-        cloud = recipe.anchor.max_cloud if limited else None
+        use = recipe.modalities[name]
+        limited = name in recipe.anchor.products or use.composite is not None
+        cloud = recipe.anchor.max_cloud if limited and use.max_cloud is None else use.max_cloud
         for window in _windows(recipe, modality, steps):
             asks.append(Ask(modality=modality, window=window, max_cloud=cloud))
     return asks
@@ -229,7 +230,8 @@ def _windows(recipe: Recipe, modality: Modality, steps: Sequence[Step]) -> list[
         case "months":
             assert modality.months is not None
             return [(month_start(whole[0], modality.months[0]), month_start(whole[1], modality.months[-1] + 1))]
-    reach = timedelta(days=recipe.modalities[modality.name].max_days or 0.0)
+    use = recipe.modalities[modality.name]
+    reach = timedelta(days=0.0 if use.pick == "latest" else use.max_days or 0.0)
     return list(_joined([(step.window[0] - reach, step.window[1] + reach) for step in steps]))
 
 

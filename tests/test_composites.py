@@ -109,9 +109,9 @@ def test_a_recipe_may_have_clear_ground_told_by_another_product(place: Sample, c
 
 
 def test_an_image_without_cloud_probabilities_screens_as_unknown(place: Sample) -> None:
-    judge = source(clear_by="sentinel2_cloud_probability")
+    judge = source(clear_by="sentinel2_cloudprob")
     window = (datetime(2019, 1, 1, tzinfo=UTC), datetime(2020, 1, 1, tzinfo=UTC))
-    probability = MODALITIES["sentinel2_cloud_probability"]
+    probability = MODALITIES["sentinel2_cloudprob"]
     with_bands = judge.search([place], {0: [Ask(modality=probability, window=window)]})
     has = {s.scene_id for s in with_bands if "MSK_CLDPRB" in (s.bands or ())}
     optical = [Scene(slot=0, modality=OPTICAL, scene_id=s.scene_id, time=s.time) for s in with_bands]

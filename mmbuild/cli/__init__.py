@@ -39,7 +39,7 @@ from mmbuild.cli.options import (
     text_of,
     user_errors,
 )
-from mmbuild.cli.plans import forecast_of, print_forecast, print_plan
+from mmbuild.cli.plans import forecast_of, print_forecast, print_mode, print_plan
 from mmbuild.cli.progress import print_status, progress_of_build
 from mmbuild.errors import MMBuildError, QuotaStop, UserError
 
@@ -130,10 +130,13 @@ def plan(
     spec = _source(found, source, archive, archive_root)
     forecast = None if probe is None else forecast_of(found, spec, work.samples, probe)
     if as_json:
-        told = {} if forecast is None else {"probe": asdict(forecast)}
+        told: dict[str, Any] = {} if forecast is None else {"probe": asdict(forecast)}
+        told["mode"] = found.mode
+        told["quirks"] = found.quirks if found.mode == "faithful" else []
         print(json.dumps(asdict(work) | {"raw_bytes": work.raw_bytes} | told, indent=1))
         return
     print_plan(found.name, work)
+    print_mode(found)
     if forecast is not None:
         print_forecast(forecast)
 

@@ -8,6 +8,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from mmbuild.cli.options import console, errors, in_bytes, in_time
+from mmbuild.recipe.quirks import known_quirks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +30,24 @@ def print_plan(name: str, work: Plan) -> None:
         f"{total / work.samples:.2f} a sample, when every first place works"
     )
     console.print(f"  at Earth Engine's limits (40 at a time, 1 s each, believed): {in_time(work.seconds_at_quota)}")
+
+
+def print_mode(recipe: Recipe) -> None:
+    """Which quirks of the published corpus the recipe's mode switches on, or how to."""
+    if not recipe.quirks:
+        return
+    repeated = sum(known_quirks()[name].is_repeated for name in recipe.quirks)
+    if recipe.mode == "fixed":
+        many = f"{repeated} quirks of the published corpus"
+        console.print(f"  mode: fixed; --set mode=faithful switches on {many}")
+        return
+    console.print(f"  mode: faithful, which switches on {repeated} quirks of the published corpus")
+    table = Table("quirk", "what the published corpus does", "brought about by")
+    for name in recipe.quirks:
+        quirk = known_quirks()[name]
+        keys = ", ".join(quirk.set or ())
+        table.add_row(name, quirk.about, keys or quirk.where)
+    console.print(table)
 
 
 def forecast_of(recipe: Recipe, spec: SourceSpec, samples: int, probed: int) -> Forecast:

@@ -13,6 +13,7 @@ from typing import Any
 from mmbuild.errors import UserError
 from mmbuild.explain import Problem, as_user_error, suggest, validate
 from mmbuild.modality import Modality, load_modalities
+from mmbuild.recipe import quirks
 from mmbuild.recipe.checks import check_files, check_modalities, check_together
 from mmbuild.recipe.dates import Months, Seasons
 from mmbuild.recipe.models import (
@@ -68,7 +69,7 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     Raises UserError with one line ``file:line: key: value -> reason; fix`` for every fault.
     """
     document, folders = _with_bases(_find(path_or_name, None), ())
-    document = _normal(_overridden(document, overrides))
+    document = _normal(_faithful(document, overrides))
     recipe = validate(Recipe, document)
     recipe._known.update(load_modalities(*(f / "modalities" for f in folders if (f / "modalities").is_dir())))
     paths, sums, problems = check_files(document, recipe.files)
@@ -141,6 +142,20 @@ def _normal(document: Document) -> Document:
     return replace(document, data=data)
 
 
+def _faithful(document: Document, overrides: Sequence[str]) -> Document:
+    """The document with the overrides on top and, in faithful mode, its quirks below them.
+
+    A recipe that mmbuild has written out (only those have ``files``) has its quirks in its keys already.
+    """
+    asked = _overridden(document, overrides)
+    names = asked.data.get("quirks")
+    if asked.data.get("mode") != "faithful" or "files" in document.data or not isinstance(names, list):
+        return asked
+    for quirk, key, value in quirks.settings([str(name) for name in names]):
+        document = _with(document, tuple(key.split(".")), value, f"mode faithful, quirk {quirk}")
+    return _overridden(document, overrides)
+
+
 def _overridden(document: Document, overrides: Sequence[str]) -> Document:
     """The document with ``key.key=value`` settings on top; their place in messages is ``--set``."""
     for text in overrides:
@@ -148,16 +163,20 @@ def _overridden(document: Document, overrides: Sequence[str]) -> Document:
         keys = tuple(name.strip().split("."))
         if not equals or not all(keys):
             raise UserError(f"{text!r} -> is not key=value", "--set", "write it as --set grid.size=128")
-        data: Any = parse_value(value, "--set")
-        for key in reversed(keys):
-            data = {key: data}
-        top = _normal(Document(path="--set", data=data, places=dict.fromkeys(_keys(data), "--set")))
-        below = _without_other_choice(document, top)
-        merged = merge(below, top)
-        ancestors: list[Key] = [keys[:depth] for depth in range(len(keys))]
-        kept = {key: document.places[key] for key in ancestors if key in document.places}
-        document = replace(merged, path=document.path, places={**merged.places, **kept})
+        document = _with(document, keys, parse_value(value, "--set"), "--set")
     return document
+
+
+def _with(document: Document, keys: tuple[str, ...], value: Any, place: str) -> Document:
+    """The document with one value on top of it; ``place`` is where messages say it is written."""
+    data: Any = value
+    for key in reversed(keys):
+        data = {key: data}
+    top = _normal(Document(path=place, data=data, places=dict.fromkeys(_keys(data), place)))
+    merged = merge(_without_other_choice(document, top), top)
+    ancestors: list[Key] = [keys[:depth] for depth in range(len(keys))]
+    kept = {key: document.places[key] for key in ancestors if key in document.places}
+    return replace(merged, path=document.path, places={**merged.places, **kept})
 
 
 def _keys(data: Any, key: Key = ()) -> Iterator[Key]:

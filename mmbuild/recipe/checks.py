@@ -16,6 +16,7 @@ from mmbuild.grid import LATTICE_M, at_gsd, box_from_corner
 from mmbuild.modality import Modality
 from mmbuild.recipe.models import FILE_KEYS, Recipe, WebmercatorGrid
 from mmbuild.recipe.places import CITY_LISTS, CitiesSampler, XyzSampler
+from mmbuild.recipe.quirks import known_quirks
 from mmbuild.yamlfile import Document, Key
 
 # A shard is held in memory by one task and is one object on disk (design rule 1).
@@ -93,9 +94,16 @@ def _source_problems(recipe: Recipe, name: str, modality: Modality) -> Iterator[
 
 def check_together(recipe: Recipe) -> list[Problem]:
     """Faults between keys, once every name is known."""
-    checks = (_samples, _tiles, _cities, _chip, _anchor, _uses, _lattice)
+    checks = (_quirks, _samples, _tiles, _cities, _chip, _anchor, _uses, _lattice)
     found = [problem for check in checks for problem in check(recipe)]
     return found or list(_shard(recipe))
+
+
+def _quirks(recipe: Recipe) -> Iterator[Problem]:
+    known = list(known_quirks())
+    for index, name in enumerate(recipe.quirks):
+        if name not in known:
+            yield Problem(key=("quirks", index), value=name, reason="is no known quirk", fix=suggest(name, known))
 
 
 def _samples(recipe: Recipe) -> Iterator[Problem]:
@@ -155,6 +163,7 @@ def _anchor(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(key=("anchor", "min_clear"), value=anchor.min_clear, reason=reason, fix=fix)
     if anchor.clear_by is not None:
         yield from _clear_by(recipe, anchor.clear_by)
+    yield from _published_draws(recipe)
     dated = recipe.sampler.kind == "points" and recipe.sampler.date_column is not None
     fix = "use a points sampler and name its date_column"
     if recipe.times is not None:
@@ -191,6 +200,23 @@ def _several(recipe: Recipe, dated: bool) -> Iterator[Problem]:
         yield Problem(key=("times", "at_least"), value=times.at_least, reason=reason, fix="lower it or remove it")
 
 
+def _published_draws(recipe: Recipe) -> Iterator[Problem]:
+    """Draws by MMEarth's seeds are a year of several in a row, one of two products, and one of all scenes."""
+    anchor = recipe.anchor
+    if anchor.windows is not None and len(anchor.windows) != len(anchor.years):
+        reason = f"has {len(anchor.windows)} windows for {len(anchor.years)} years"
+        yield Problem(key=("anchor", "windows"), reason=reason, fix="give one for each of anchor.years, in their order")
+    if anchor.draws == "counter":
+        return
+    if len(anchor.one_of or ()) != 2 or anchor.pick != "random" or anchor.min_clear is not None or recipe.times:
+        reason = "draws one of two products and one of its scenes, once"
+        fix = "set anchor.one_of to two modalities, pick: random, min_clear: null and no times, or draws: counter"
+        yield Problem(key=("anchor", "draws"), value=anchor.draws, reason=reason, fix=fix)
+    if anchor.years != list(range(anchor.years[0], anchor.years[-1] + 1) if anchor.years else []):
+        fix = "list every year from the first to the last, or set draws: counter"
+        yield Problem(key=("anchor", "years"), value=anchor.years, reason="has a gap", fix=fix)
+
+
 def _clear_by(recipe: Recipe, name: str) -> Iterator[Problem]:
     key = ("anchor", "clear_by")
     for product in recipe.anchor.products:
@@ -208,9 +234,13 @@ def _uses(recipe: Recipe) -> Iterator[Problem]:
         if use.gsd is not None and use.finer is not None:
             reason = "says the same as finer, in metres"
             yield Problem(key=("modalities", name, "gsd"), value=use.gsd, reason=reason, fix="remove one of them")
-        if host is not None and host not in recipe.modalities:
+        if host is not None and not recipe.hosts(host):
             reason = f"comes with the scene of {host}, which is not among this recipe's modalities"
             yield Problem(key=("modalities", name), reason=reason, fix=f"add {host} or remove {name}")
+        is_led = modality.time != "scene" or host is not None
+        if use.max_cloud is not None and (is_led or name in recipe.anchor.products):
+            reason, fix = f"{name} has no scenes of its own to leave out", "remove it, or set anchor.max_cloud"
+            yield Problem(key=("modalities", name, "max_cloud"), value=use.max_cloud, reason=reason, fix=fix)
         if use.max_days is not None and (modality.time != "scene" or host is not None):
             reason = f"{name} has no scene of its own to limit"
             yield Problem(key=("modalities", name, "max_days"), value=use.max_days, reason=reason, fix="remove it")

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from mmbuild.explain import Problem, cross_error
 from mmbuild.grid import MERCATOR_EDGE_M
 from mmbuild.modality import NAME, Modality
-from mmbuild.recipe.dates import Months, Seasons
+from mmbuild.recipe.dates import Date, Months, Seasons
 from mmbuild.recipe.places import Sampler, Strict, Text
 
 # Where a recipe names files: (section, key). A value of ecoregions or cities is a file only when it looks like one.
@@ -55,6 +55,12 @@ class Anchor(Strict):
     )
     required: bool = Field(True, description="a place without an anchor scene is given up for its next alternate")
     max_days: float | None = Field(None, gt=0, le=36600, description="days around the place's own date")
+    draws: Literal["counter", "published_seeds"] = Field(
+        "counter", description="draws of our own, or MMEarth's seeds for year, product and image of a place"
+    )
+    windows: list[Annotated[list[Date], Field(min_length=2, max_length=2)]] | None = Field(
+        None, description="[first day, day after the last] for each of years, instead of the calendar's"
+    )
 
     @property
     def products(self) -> tuple[str, ...]:
@@ -90,6 +96,10 @@ class ModalityUse(Strict):
     composite: Literal["median", "mean"] | None = Field(
         None, description="of all clear observations of a time step, instead of one scene"
     )
+    pick: Literal["nearest", "latest"] = Field(
+        "nearest", description="the scene nearest to the anchor, or the last of the anchor's window"
+    )
+    max_cloud: float | None = Field(None, ge=0, le=100, description="most cloud of a whole scene in percent")
     max_scenes: int | None = Field(
         None, ge=1, le=500, description="most scenes in one composite, the least cloudy first; all when left out"
     )
@@ -149,6 +159,12 @@ class Recipe(Strict):
     title: Text = Field(description="one line for people")
     description: str | None = Field(None, description="what the corpus is for")
     licence: Text = Field(description="licence of the corpus, SPDX where possible")
+    mode: Literal["fixed", "faithful"] = Field(
+        "fixed", description="corrected, or with the quirks of the published corpus"
+    )
+    quirks: list[Text] = Field(
+        default_factory=list, description="names of what mode: faithful switches on; mmbuild plan lists them"
+    )
     seed: int = Field(0, ge=0, le=2**63 - 1, description="all random choices follow from it")
     samples: int | None = Field(None, ge=1, le=1_000_000_000, description="how many samples")
     sampler: Annotated[Sampler, Field(discriminator="kind")] = Field(description="how places are chosen")
@@ -187,6 +203,10 @@ class Recipe(Strict):
         own = self._known[use.variant or name].judged_by(self.anchor.clear_by)
         own = own if own.name == name else own.model_copy(update={"name": name})
         return own if use.bands is None else own.subset(list(use.bands))
+
+    def hosts(self, asked: str) -> list[str]:
+        """The modalities that go by a name: the one of that name, or those of that alias."""
+        return [name for name, modality in self.modality_defs.items() if asked in (name, modality.alias)]
 
     @property
     def definitions(self) -> dict[str, Modality]:
@@ -243,7 +263,8 @@ class Recipe(Strict):
     def digest(self) -> str:
         """sha256 over everything that determines the corpus.
 
-        Left out: samples (a larger corpus keeps the smaller), and by whom and from where the same source is reached.
+        Left out: samples (a larger corpus keeps the smaller), quirks (their effect is in the other keys), and by whom
+        and from where the same source is reached.
         Files count by their content, modalities by their definition and order.
         """
         data = self.resolved()
@@ -252,6 +273,7 @@ class Recipe(Strict):
             if data[section].get(key) in sums:
                 data[section][key] = sums[data[section][key]]
         data.pop("samples", None)
+        data.pop("quirks")
         for key in ("project", "url", "archive_root"):
             data["source"].pop(key, None)
         data["modalities"] = list(data["modalities"].items())
