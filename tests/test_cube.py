@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 import zarr
 
-from mmbuild.cube import CUBE, ArrayLayout, chip_digest, pack_shard
+from mmbuild.cube import CUBE, ArrayLayout, chip_digest, layouts, pack_shard
 from mmbuild.errors import IntegrityError
 from mmbuild.modality import load_modalities
 from mmbuild.store import Store, open_store
@@ -118,3 +118,15 @@ def test_growing_the_cube_keeps_the_bytes_of_its_chips(tmp_path: Path) -> None:
     write_tree(store, {array.name: array}, 24, None, {})
     assert store.get(array.key(0)) == before
     assert zarr.open_array(tmp_path / CUBE / array.name / "data", mode="r").shape[0] == 24
+
+
+def test_a_recipe_chooses_the_codec_of_all_modalities_or_of_one() -> None:
+    from tests.corpora import small_recipe
+
+    def packed(*overrides: str) -> set[tuple[str, int]]:
+        return {(layout.codec, layout.level) for layout in layouts(small_recipe(*overrides)).values()}
+
+    assert packed() == {("lz4hc", 9)}
+    assert packed("store.codec=zstd") == {("zstd", 5)}
+    assert packed("store.codec=zstd", "store.level=3") == {("zstd", 3)}
+    assert packed("store.codec=zstd", "store.level=3", "modalities.era5={codec: lz4}") == {("zstd", 3), ("lz4", 5)}

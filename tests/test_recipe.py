@@ -107,7 +107,7 @@ def test_several_faults_are_several_complete_lines(tmp_path: Path) -> None:
         (["grid.sise=8"], "grid.sise", ["did you mean size?"]),
         (["grid.size=5"], "grid.size", ["50 m wide", "60 m"]),
         (["grid.size=20000"], "grid.size", ["at most 4096"]),
-        (["store.codec=gzip"], "store.codec", ["'gzip' -> must be", "zstd, lz4, lz4hc"]),
+        (["store.codec=gzip"], "store.codec", ["'gzip' -> must be", "auto, zstd, lz4, lz4hc"]),
         (["modalities.sentinel2_l3={}"], "modalities.sentinel2_l3", ["did you mean", "sentinel2_l2a"]),
         (["modalities.naip.bands=[R, X]"], "modalities.naip.bands.1", ["'X' -> is no band of naip", "R, G, B, N"]),
         (["modalities.naip.bands=[R, R]"], "modalities.naip.bands.1", ["named twice"]),

@@ -83,6 +83,9 @@ class Anchor(Strict):
         return self
 
 
+Codec = Literal["auto", "zstd", "lz4", "lz4hc"]
+
+
 class ModalityUse(Strict):
     """How this recipe uses a modality."""
 
@@ -103,6 +106,7 @@ class ModalityUse(Strict):
     max_scenes: int | None = Field(
         None, ge=1, le=500, description="most scenes in one composite, the least cloudy first; all when left out"
     )
+    codec: Codec | None = Field(None, description="another Blosc compressor for this modality alone")
 
 
 class Source(Strict):
@@ -119,8 +123,8 @@ class Store(Strict):
     """How the cube is cut and packed."""
 
     samples_per_shard: int = Field(32, ge=8, le=256, description="samples written together as one shard")
-    codec: Literal["zstd", "lz4", "lz4hc"] = Field("zstd", description="Blosc compressor")
-    level: int = Field(5, ge=0, le=9, description="compression level")
+    codec: Codec = Field("auto", description="Blosc compressor; auto is the measured one of the kind of values")
+    level: int | None = Field(None, ge=0, le=9, description="compression level; a good one when left out")
 
 
 class Splits(Strict):

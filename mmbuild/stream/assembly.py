@@ -60,10 +60,18 @@ class Assembly:
         augment: bool = False,
         seed: int = 0,
         raw: bool = False,
+        prefetch: int = 2,
         allocate: Allocate = plain_memory,
     ) -> None:
         self._made_of = (reader, samples, tuple(fields))
-        self._options = {"rows": rows, "units": units, "augment": augment, "seed": seed, "raw": raw}
+        self._options = {
+            "rows": rows,
+            "units": units,
+            "augment": augment,
+            "seed": seed,
+            "raw": raw,
+            "prefetch": prefetch,
+        }
         self.reader, self.samples, self.fields, self.raw = reader, samples, tuple(fields), raw
         self._units, self._augment, self._seed = units, augment, seed
         self._images = image_tables(reader)
@@ -72,7 +80,7 @@ class Assembly:
         self._decoded = [m for m in self._members if m.table.name not in self._images]
         self.tables = [m.table for m in self._decoded]
         self._in_block = [one for one in fields if one.members[0].name not in self._images]
-        self.blocks = Blocks(_entries(self._in_block, raw=raw), rows, allocate)
+        self.blocks = Blocks(_entries(self._in_block, raw=raw), rows, allocate, usual=prefetch + 1)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to another process, it makes its own memory there, and plain."""

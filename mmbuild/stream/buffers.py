@@ -10,6 +10,7 @@ import ctypes
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ import numpy as np
 # Arrays begin at multiples of a cache line, so that no two threads write into the same one.
 _ALIGN = 64
 Allocate = Callable[[int], np.ndarray]
+# How long a new batch waits for the memory of an old one, once there are as many blocks as reading ahead needs.
+PATIENCE_S = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,25 +38,25 @@ def plain_memory(nbytes: int) -> np.ndarray:
 
 
 class Blocks:
-    """A pool of blocks, each large enough for a batch of ``rows`` samples."""
+    """A pool of blocks, each large enough for a batch of ``rows`` samples; usual: how many are normally enough."""
 
-    def __init__(self, entries: Mapping[str, Entry], rows: int, allocate: Allocate = plain_memory) -> None:
-        self._entries, self._rows, self._allocate = dict(entries), rows, allocate
-        self._free: list[np.ndarray] = []
+    def __init__(
+        self, entries: Mapping[str, Entry], rows: int, allocate: Allocate = plain_memory, usual: int = 3
+    ) -> None:
+        self._entries, self._rows, self._allocate, self._usual = dict(entries), rows, allocate, usual
+        # A queue, because the memory of a batch comes back in whatever thread lets the last array go.
+        self._free: SimpleQueue[np.ndarray] = SimpleQueue()
+        self._patience_s = PATIENCE_S
         self._nbytes = sum(-(-entry.nbytes(rows) // _ALIGN) * _ALIGN for entry in self._entries.values())
         self.made = 0
 
     def take(self, n: int) -> dict[str, np.ndarray]:
         """The arrays of a batch of n samples, content undefined; their memory comes back when the last one dies."""
-        try:
-            block = self._free.pop()
-        except IndexError:
-            block = self._allocate(self._nbytes)
-            self.made += 1
+        block = self._block()
         # Every array made of the lease holds it, and whoever makes a tensor of such an array holds the array. (A
         # memoryview would not do: numpy makes another of the same memory and lets the first one go.)
         lease: Any = (ctypes.c_ubyte * self._nbytes).from_buffer(block)  # type: ignore[arg-type]
-        weakref.finalize(lease, self._free.append, block).atexit = False
+        weakref.finalize(lease, self._free.put, block).atexit = False
         arrays, offset = {}, 0
         for name, entry in self._entries.items():
             count = n * int(np.prod(entry.shape, dtype=np.int64))
@@ -61,3 +64,18 @@ class Blocks:
             arrays[name] = array.reshape(n, *entry.shape)
             offset += -(-entry.nbytes(self._rows) // _ALIGN) * _ALIGN
         return arrays
+
+    def _block(self) -> np.ndarray:
+        """A free block, or a new one when none comes back soon.
+
+        A consumer lets a batch go a moment after it was given the next one; who keeps all batches is not waited for.
+        """
+        try:
+            block = self._free.get(timeout=self._patience_s) if self.made >= self._usual else self._free.get_nowait()
+            self._patience_s = PATIENCE_S
+        except Empty:
+            block = self._allocate(self._nbytes)
+            self.made += 1
+            if self.made > 2 * self._usual:
+                self._patience_s = 0.0
+        return block

@@ -131,7 +131,7 @@ class Loader(IterableDataset[Batch]):
         self._digest = order.order_digest(self.corpus.digest, filtered, self._samples.ids.to_pylist())
         self._assembly = Assembly(
             self._reader, self._samples, self.fields, rows=batch_size, units=units, augment=augment, seed=seed, raw=raw,
-            allocate=memory_for(device),
+            prefetch=prefetch, allocate=memory_for(device),
         )  # fmt: skip
         self._uploads = Uploads(device, dtype)
         self._epoch = self._offset = 0
