@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mmbuild.cube import Corpus, open_corpus
     from mmbuild.modality import Modality, load_modalities
     from mmbuild.recipe import Recipe, load_recipe
+    from mmbuild.stream.dataset import Mixture, Samples
     from mmbuild.stream.loader import Loader
     from mmbuild.taster import cut_taster
 
@@ -22,6 +23,8 @@ _HOMES = {
     "open_corpus": "mmbuild.cube",
     "Corpus": "mmbuild.cube",
     "Loader": "mmbuild.stream.loader",
+    "Mixture": "mmbuild.stream.dataset",
+    "Samples": "mmbuild.stream.dataset",
     "Modality": "mmbuild.modality",
     "load_modalities": "mmbuild.modality",
     "Recipe": "mmbuild.recipe",
@@ -29,8 +32,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "Corpus", "Loader", "Modality", "Recipe", "build_corpus", "cut_taster", "load_modalities", "load_recipe",
-    "open_corpus",
+    "Corpus", "Loader", "Mixture", "Modality", "Recipe", "Samples", "build_corpus", "cut_taster", "load_modalities",
+    "load_recipe", "open_corpus",
 ]  # fmt: skip
 
 

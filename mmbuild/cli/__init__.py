@@ -41,6 +41,7 @@ from mmbuild.cli.options import (
 )
 from mmbuild.cli.plans import forecast_of, print_forecast, print_mode, print_plan
 from mmbuild.cli.progress import print_status, progress_of_build
+from mmbuild.cli.streams import bench
 from mmbuild.errors import MMBuildError, QuotaStop, UserError
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ app.add_typer(sandbox.app, name="sandbox")
 app.command()(export)
 app.command("import")(import_)
 app.command()(tasters.taster)
+app.command()(bench)
 
 
 def main() -> None:

@@ -209,7 +209,9 @@ def _open_obstore(url: str) -> Any:
     client: dict[str, Any] = {
         "connect_timeout": timedelta(seconds=CONNECT_S), "timeout": timedelta(seconds=REQUEST_S),
     }  # fmt: skip
-    if url.startswith("s3://") and os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+    if url.startswith("http://") or (
+        url.startswith("s3://") and os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+    ):
         # obstore refuses plain http unless told so; a plain-http endpoint was named by the user.
         client["allow_http"] = True
     # More tries than fit into the time: the time decides.

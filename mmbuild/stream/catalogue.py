@@ -7,7 +7,6 @@ never run as Python.
 from __future__ import annotations
 
 import ast
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -61,7 +60,7 @@ def read_samples(corpus: Corpus, index: Index, split: str | None, where: str | N
     schema = pq.read_schema(pa.BufferReader(data))
     condition = None if where is None else _Filter(schema, index, where)
     columns = ["id", "split", "mmbuild:index", *(condition.columns if condition else ())]
-    items = pq.read_table(io.BytesIO(data), columns=list(dict.fromkeys(columns)))
+    items = pq.ParquetFile(pa.BufferReader(data)).read(columns=list(dict.fromkeys(columns)))
     counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(items["split"]).to_pylist()}
     if split is not None:
         items = items.filter(pc.equal(items["split"], split))

@@ -220,6 +220,34 @@ class Loader(IterableDataset[Batch]):
         self._resumed = False
         return self._run(self._epoch, self._offset)
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Epoch, and samples of it that all ranks together have taken; (epoch, 0) at its beginning."""
+        return self._epoch, self._offset
+
+    def resume(self) -> Iterator[Batch]:
+        """What remains of the epoch at hand, or all of it at its beginning: never the next one."""
+        self._resumed = True
+        return iter(self)
+
+    def given_since(self, place: tuple[int, int]) -> int:
+        """Samples that all ranks together were given since a place not more than one batch ago."""
+        epoch, offset = place
+        return self._offset - offset if epoch == self._epoch else len(self._samples) - offset
+
+    def one(self, position: int) -> Batch:
+        """A sample by its place in the catalogue, read in the calling thread: a batch without its first axis."""
+        where = np.array([position], dtype=np.int64)
+        slots = self._samples.slots[where]
+        with np.errstate(all="ignore"):
+            parts = self._assembly.begin(where, slots, self._epoch)
+            for load in self._assembly.loads(slots):
+                load()
+            chunks = self._assembly.chunks(slots)
+            self._reader.fill_now(chunks, parts.targets)
+            batch = self._uploads.send(self._assembly.finish(parts))
+        return {key: value[0] for key, value in batch.items()} | {"gsd": self._gsd(), "epoch": self._epoch}
+
     def _run(self, epoch: int, start: int) -> Iterator[Batch]:
         """Read ahead and yield; the state moves with what is yielded. Threads have ended when this has."""
         steps = self._steps(epoch, start)

@@ -158,6 +158,15 @@ class Reader:
             batch[tables[member].name].stored[position, time] = False
         return batch
 
+    def fill_now(self, chunks: plan.Chunks, targets: Sequence[Target]) -> None:
+        """Read, decode and place all chunks in the calling thread."""
+        if self.requests is None:
+            self.fill(chunks.rows(0, len(chunks)), targets)
+            return
+        for low, high in plan.ranges(chunks):
+            rows = chunks.rows(low, high)
+            self.fill(rows, targets, data=self.range_of(targets[rows[0][0]].table, rows), origin=rows[0][2])
+
     # -- one part of a batch, in one thread
 
     def fill(
