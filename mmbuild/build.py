@@ -211,15 +211,23 @@ def spec_of(recipe: Recipe, name: str | None = None) -> SourceSpec:
     source = recipe.source
     archive = None if source.archive is None else str(recipe.file(source.archive))
     own = {source.name, name or source.name}
+    catalog = source.catalog
+    if catalog is not None and "://" not in catalog:
+        catalog = str(recipe.file(catalog))
     named = {modality: use.source for modality, use in recipe.modalities.items()}
     return SourceSpec(
         name=name or source.name,
         url=source.url,
         project=source.project,
+        catalog=catalog,
         archive=archive,
         archive_root=None if source.archive_root is None else str(recipe.file(source.archive_root)),
         tag=recipe.name,
-        others={modality: SourceSpec(name=other) for modality, other in named.items() if other and other not in own},
+        others={
+            modality: SourceSpec(name=other, catalog=catalog)
+            for modality, other in named.items()
+            if other and other not in own
+        },
     )
 
 

@@ -78,6 +78,16 @@ class Clear(_Strict):
             raise cross_error([Problem(key=(), reason=reason, fix="list codes of classes, or give one limit")])
         return self
 
+    def is_clear(self, chip: np.ndarray, judge: Modality) -> np.ndarray:
+        """True on clear ground, (y, x), told by a chip of ``judge`` (band, y, x); a missing pixel is not clear."""
+        band = chip[judge.band_names.index(self.band or judge.band_names[0])]
+        if self.codes:
+            clear = np.isin(band, self.codes)
+        else:
+            clear = band >= self.at_least if self.at_least is not None else band <= self.at_most
+        found: np.ndarray = clear & np.not_equal(band, judge.fill)
+        return found
+
 
 class Provider(_Strict):
     """Who made, processed or hosts the data (the STAC Provider Object)."""

@@ -50,6 +50,7 @@ DOORS = {
     "dask": ("mmbuild.cluster",),
     "distributed": ("mmbuild.cluster",),
     "pystac": ("mmbuild.catalog", "mmbuild.sources.stac"),
+    "pystac_client": ("mmbuild.sources.stac",),
     "stac_geoparquet": ("mmbuild.catalog", "mmbuild.sources.stac"),
     "rasterio": ("mmbuild.align", "mmbuild.sources.stac", "mmbuild.sandbox", "mmbuild.export", "mmbuild.foreign"),
     "rioxarray": ("mmbuild.align", "mmbuild.sources.stac", "mmbuild.sandbox", "mmbuild.export"),

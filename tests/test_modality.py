@@ -22,8 +22,8 @@ ALL = {**KNOWN, **load_modalities(RECIPES / "modalities")}
 NAMES = [
     "aster_gdem", "biome", "canopy_height", "cloud_score_plus", "copernicus_dem", "dynamic_world", "ecoregion", "era5",
     "esa_worldcover", "geolocation", "month", "naip", "naip_2x", "sentinel1", "sentinel1_asc", "sentinel1_count",
-    "sentinel1_desc", "sentinel2_cloudprob", "sentinel2_l1c", "sentinel2_l2a", "sentinel2_l2a_count",
-    "sentinel2_qa60", "sentinel2_scl", "sentinel2_tci",
+    "sentinel1_desc", "sentinel1_grd_dn", "sentinel1_rtc", "sentinel2_cloudprob", "sentinel2_l1c", "sentinel2_l2a",
+    "sentinel2_l2a_count", "sentinel2_qa60", "sentinel2_scl", "sentinel2_tci",
 ]  # fmt: skip
 
 CONTINUOUS: dict[str, Any] = {

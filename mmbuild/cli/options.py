@@ -26,7 +26,7 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. grid.size=64."),
 ]
 SamplesOption = Annotated[int | None, typer.Option(min=1, help="How many samples; a corpus only grows.")]
-SourceOption = Annotated[str | None, typer.Option(help="earthengine (live) or sandbox (offline).")]
+SourceOption = Annotated[str | None, typer.Option(help="earthengine (live), sandbox (offline) or stac.")]
 ArchiveOption = Annotated[
     Path | None, typer.Option(help="YAML that maps GeoTIFFs to Earth Engine ids; implies --source sandbox.")
 ]

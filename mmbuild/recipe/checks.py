@@ -353,12 +353,12 @@ def check_files(document: Document, sums: Mapping[str, str]) -> tuple[dict[str, 
     for written in sums.keys() - paths.keys():
         fix = "remove this line; mmbuild writes them itself"
         problems.append(Problem(key=("files", written), reason="the recipe names no such file", fix=fix))
-    root = (document.data.get("source") or {}).get("archive_root")
-    if root is not None:
-        paths[root] = locate(document, ("source", "archive_root"), root)
-        if not paths[root].is_dir():
+    for name, kind in (("archive_root", "folder"), ("catalog", "file")):
+        place = (document.data.get("source") or {}).get(name)
+        if not isinstance(place, str) or "://" in place:
+            continue
+        paths[place] = locate(document, ("source", name), place)
+        if not (paths[place].is_dir() if kind == "folder" else paths[place].is_file()):
             fix = "check the path; it is relative to the file that names it"
-            problems.append(
-                Problem(key=("source", "archive_root"), value=root, reason="there is no such folder", fix=fix)
-            )
+            problems.append(Problem(key=("source", name), value=place, reason=f"there is no such {kind}", fix=fix))
     return paths, found, problems

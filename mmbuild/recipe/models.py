@@ -112,9 +112,10 @@ class ModalityUse(Strict):
 class Source(Strict):
     """Where pixels come from and how it is reached."""
 
-    name: ModalityName = Field(description="earthengine or sandbox")
+    name: ModalityName = Field(description="earthengine, sandbox or stac")
     url: str | None = Field(None, pattern=r"^https?://", description="address of another server of the same protocol")
     project: Text | None = Field(None, description="Google Cloud project the requests are charged to")
+    catalog: Text | None = Field(None, description="STAC catalogue: catalog.json, stac-geoparquet file, or a URL")
     archive: Text | None = Field(None, description="YAML file that maps rasters to asset ids, for the sandbox")
     archive_root: Text | None = Field(None, description="folder with those rasters")
 
@@ -278,7 +279,7 @@ class Recipe(Strict):
                 data[section][key] = sums[data[section][key]]
         data.pop("samples", None)
         data.pop("quirks")
-        for key in ("project", "url", "archive_root"):
+        for key in ("project", "url", "catalog", "archive_root"):
             data["source"].pop(key, None)
         data["modalities"] = list(data["modalities"].items())
         data["definitions"] = [m.model_dump(mode="json") for _, m in sorted(self.definitions.items())]

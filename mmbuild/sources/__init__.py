@@ -147,6 +147,7 @@ class SourceSpec:
     name: str
     url: str | None = None
     project: str | None = None
+    catalog: str | None = None
     archive: str | None = None
     archive_root: str | None = None
     key: str | None = None

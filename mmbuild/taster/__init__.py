@@ -23,7 +23,7 @@ from mmbuild.finish import finish
 from mmbuild.records import committed_shards, read_record, record_key, write_record
 from mmbuild.samplers import uniform
 from mmbuild.store import Store, open_store
-from mmbuild.taster.cut import Cutter, Shape, definitions, moved_locations, recipe_of, shape_of
+from mmbuild.taster.cut import Cutter, Shape, moved_locations, recipe_of, shape_of
 from mmbuild.taster.labels import Samples, land_cover_of, read_labels
 from mmbuild.taster.strata import MEASURE, distances, stratified_order
 
@@ -244,7 +244,7 @@ def _lock(taster: _Taster, asked: dict[str, Any]) -> dict[str, Any]:
     return {
         "digest": hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest(),
         "samples": len(taster.taken), "source": parent.lock["source"], "recipe": recipe.resolved(),
-        "modalities": {name: m.model_dump(mode="json") for name, m in definitions(recipe).items()},
+        "modalities": {name: m.model_dump(mode="json") for name, m in recipe.definitions.items()},
         "versions": parent.lock.get("versions", {}), "taster": about,
     }  # fmt: skip
 

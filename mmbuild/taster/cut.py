@@ -20,7 +20,6 @@ from mmbuild.commit import valid_fraction, valid_mask
 from mmbuild.cube import ArrayLayout, Corpus, chip_digest
 from mmbuild.errors import IntegrityError, UserError
 from mmbuild.explain import suggest
-from mmbuild.modality import Modality
 from mmbuild.recipe import Recipe, recipe_from_resolved
 from mmbuild.records import read_record
 
@@ -206,18 +205,16 @@ class Cutter:
             return None
         judges = (r for r in rows if r["modality"] == rule.modality and r["offset"] >= 0)
         judge = next((r for r in judges if _index(r) == _index(row) and r["time"] == row["time"]), None)
-        return None if judge is None else float(np.isin(self._cropped(judge), rule.codes).mean())
+        return (
+            None
+            if judge is None
+            else float(rule.is_clear(self._cropped(judge), self.corpus.modalities[rule.modality]).mean())
+        )
 
 
 def _index(row: Row) -> list[str]:
     """The last parts of the scenes' ids, which products of one acquisition share."""
     return [scene.rsplit("/", 1)[-1] for scene in row["scene_ids"]]
-
-
-def definitions(recipe: Recipe) -> dict[str, Modality]:
-    """The definitions that a taster's lock carries: its modalities whole, and those that tell clear ground."""
-    judges = {m.clear.modality for m in recipe.modality_defs.values() if m.clear}
-    return {name: m for name, m in recipe.known_modalities.items() if name in judges | set(recipe.modalities)}
 
 
 def moved_locations(corpus: Corpus, shape: Shape, slots: Sequence[int]) -> Any:
