@@ -9,6 +9,8 @@ from functools import cache
 from typing import Any
 
 import mercantile
+import numpy as np
+import numpy.typing as npt
 from affine import Affine
 from odc.geo.geobox import GeoBox
 from pyproj import Transformer
@@ -87,6 +89,30 @@ def tile_bounds(x: int, y: int, z: int) -> tuple[float, float, float, float]:
     """West, south, east and north of an XYZ tile in degrees."""
     west, south, east, north = mercantile.bounds(x, y, z)
     return west, south, east, north
+
+
+def corners(lon: npt.ArrayLike, lat: npt.ArrayLike, grid: Any) -> tuple[Any, Any, Any]:
+    """EPSG code and outer top-left corner (metres in the CRS) of the chips of many places at once.
+
+    grid: a recipe's, ``kind`` utm with ``gsd`` and ``size``, or webmercator with ``zoom``. The same chips as
+    ``utm_grid`` and ``tile_grid`` give one by one.
+    """
+    lon, lat = np.asarray(lon, np.float64), np.asarray(lat, np.float64)
+    if grid.kind != "utm":
+        side = 2 * MERCATOR_EDGE_M / 2**grid.zoom
+        tiles = [tile_at(a, b, grid.zoom) for a, b in zip(lon.tolist(), lat.tolist(), strict=True)]
+        x, y, _ = np.array(tiles, np.int64).reshape(-1, 3).T
+        return np.full(len(lon), 3857), x * side - MERCATOR_EDGE_M, MERCATOR_EDGE_M - y * side
+    epsg = np.fromiter(map(utm_epsg, lon.tolist(), lat.tolist()), np.int64, len(lon))
+    x0, y0 = np.empty(len(lon)), np.empty(len(lon))
+    half = grid.gsd * grid.size / 2
+    for zone in np.unique(epsg).tolist():
+        own = epsg == zone
+        east, north = _to_projected(zone).transform(lon[own], lat[own])
+        shift = 0.0 if zone < 32700 else SOUTH_NORTHING_M
+        x0[own] = np.round((east - half) / LATTICE_M) * LATTICE_M
+        y0[own] = np.round((north + half - shift) / LATTICE_M) * LATTICE_M + shift
+    return epsg, x0, y0
 
 
 def tile_at(lon: float, lat: float, z: int) -> tuple[int, int, int]:

@@ -251,5 +251,5 @@ def test_another_seed_gives_other_places(kind: str, tmp_path: Path) -> None:
 def test_every_sampler_file_is_a_kind_and_others_are_refused_by_name() -> None:
     assert {"points", "area", "biome"} <= set(samplers.kinds())
     assert all(callable(samplers.load(k).candidates) for k in samplers.kinds())
-    with pytest.raises(UserError, match=r"sampler\.kind: there is no sampler 'pionts'; use one of area, biome, points"):
+    with pytest.raises(UserError, match=r"there is no sampler 'pionts'; use one of area, biome, cities, points, xyz"):
         samplers.load("pionts")

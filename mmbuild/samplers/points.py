@@ -60,6 +60,13 @@ def candidates(
     )
 
 
+def read_places(where: str) -> tuple[pd.DataFrame, Floats, Floats]:
+    """A table of places with their longitudes and latitudes, every row checked."""
+    table = _read(where)
+    lon, lat, _ = _coordinates(table, where)
+    return table, lon, lat
+
+
 def _read(where: str) -> pd.DataFrame:
     """The file as a table; a GeoDataFrame where it has geometries. Row numbers in errors count from 1."""
     path = Path(where)
