@@ -130,6 +130,14 @@ def locate(recipe: Recipe, *, stop: int | None, start: int = 0, source: Source |
     return _with_grids(recipe, places)
 
 
+def asks_source(recipe: Recipe) -> bool:
+    """Whether the sampler needs something of a source before it can choose places."""
+    spec = recipe.sampler
+    if isinstance(spec, XyzSampler):
+        return spec.covered_by is not None
+    return isinstance(spec, BiomeSampler) and spec.ecoregions not in recipe.files
+
+
 def survey(recipe: Recipe, *, samples: int | None, source: Source | None = None) -> samplers.Survey:
     """What the sampler does with the recipe: its places by stratum, and remarks."""
     spec, more = _sampler(recipe, source)

@@ -94,6 +94,20 @@ def test_plan_spends_nothing_and_counts(mmbuild: Command) -> None:
     assert work["pixel_requests"] == 64, "one lattice, one pixel request a sample"
 
 
+def test_plan_says_how_the_sampler_spreads_its_places(mmbuild: Command) -> None:
+    code, printed, _ = mmbuild("plan", TINY, "--samples", "64")
+    assert code == 0
+    assert "places by biome: 64" in printed
+    assert "5 Boreal Forests/Taiga" in printed
+    assert "ecoregions: 0 to 2 places each" in printed
+
+
+def test_plan_asks_a_live_service_for_polygons_only_when_told(mmbuild: Command) -> None:
+    code, printed, _ = mmbuild("plan", TINY, "--samples", "64", "--source", "earthengine")
+    assert code == 0
+    assert "places by biome: not counted, the source would have to be asked; add --places" in printed
+
+
 def test_validate_says_so(mmbuild: Command) -> None:
     code, printed, _ = mmbuild("validate", TINY)
     assert code == 0

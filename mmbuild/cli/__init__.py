@@ -39,7 +39,7 @@ from mmbuild.cli.options import (
     text_of,
     user_errors,
 )
-from mmbuild.cli.plans import forecast_of, print_forecast, print_mode, print_plan
+from mmbuild.cli.plans import forecast_of, print_forecast, print_mode, print_plan, print_survey, survey_of
 from mmbuild.cli.progress import print_status, progress_of_build
 from mmbuild.cli.streams import bench
 from mmbuild.errors import MMBuildError, QuotaStop, UserError
@@ -118,6 +118,7 @@ def plan(
     recipe: RecipeArg,
     samples: SamplesOption = None,
     probe: Annotated[int | None, typer.Option(min=1, help="Ask for so many samples really, and forecast.")] = None,
+    places: Annotated[bool, typer.Option("--places", help="Ask a live source for what the sampler needs.")] = False,
     source: SourceOption = None,
     archive: ArchiveOption = None,
     archive_root: ArchiveRootOption = None,
@@ -128,16 +129,20 @@ def plan(
     from mmbuild.plan import count_places, estimate
 
     found = _recipe(recipe, overrides, samples)
-    work = estimate(found, samples or found.samples or count_places(found))
     spec = _source(found, source, archive, archive_root)
+    wanted = samples or found.samples or count_places(found)
+    told = survey_of(found, spec, wanted, may_ask=places)
+    work = estimate(found, wanted if told is None else told.places)
     forecast = None if probe is None else forecast_of(found, spec, work.samples, probe)
     if as_json:
-        told: dict[str, Any] = {} if forecast is None else {"probe": asdict(forecast)}
-        told["mode"] = found.mode
-        told["quirks"] = found.quirks if found.mode == "faithful" else []
-        print(json.dumps(asdict(work) | {"raw_bytes": work.raw_bytes} | told, indent=1))
+        more: dict[str, Any] = {} if forecast is None else {"probe": asdict(forecast)}
+        more |= {} if told is None else {"sampler": asdict(told)}
+        more["mode"] = found.mode
+        more["quirks"] = found.quirks if found.mode == "faithful" else []
+        print(json.dumps(asdict(work) | {"raw_bytes": work.raw_bytes} | more, indent=1))
         return
     print_plan(found.name, work)
+    print_survey(found.sampler.kind, told)
     print_mode(found)
     if forecast is not None:
         print_forecast(forecast)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from mmbuild.plan import Plan
     from mmbuild.probe import Forecast, Interval
     from mmbuild.recipe import Recipe
+    from mmbuild.samplers import Survey
     from mmbuild.sources import SourceSpec
 
 
@@ -48,6 +50,38 @@ def print_mode(recipe: Recipe) -> None:
         keys = ", ".join(quirk.set or ())
         table.add_row(name, quirk.about, keys or quirk.where)
     console.print(table)
+
+
+# So many strata are printed; lists of countries are longer.
+MOST_STRATA = 14
+
+
+def print_survey(kind: str, told: Survey | None) -> None:
+    """What the sampler does: places by stratum, and its remarks."""
+    if told is None:
+        console.print(f"  places by {kind}: not counted, the source would have to be asked; add --places")
+        return
+    console.print(f"  places by {kind}: {told.places}")
+    shown = list(told.strata[:MOST_STRATA])
+    if len(told.strata) > MOST_STRATA:
+        rest = told.strata[MOST_STRATA:]
+        shown.append((f"{len(rest)} more", sum(count for _, count in rest)))
+    for name, count in shown:
+        console.print(f"    {count:>9} {escape(name)}")
+    for note in told.notes:
+        console.print(f"    {escape(note)}")
+
+
+def survey_of(recipe: Recipe, spec: SourceSpec, samples: int | None, *, may_ask: bool) -> Survey | None:
+    """What the sampler does; None when that has to be asked of a service and may not."""
+    from mmbuild.plan import asks_source, survey
+    from mmbuild.sources import SANDBOX, open_source
+
+    if not asks_source(recipe):
+        return survey(recipe, samples=samples)
+    if not may_ask and spec.name != SANDBOX:
+        return None
+    return survey(recipe, samples=samples, source=open_source(spec, recipe.known_modalities, {}))
 
 
 def forecast_of(recipe: Recipe, spec: SourceSpec, samples: int, probed: int) -> Forecast:

@@ -40,6 +40,8 @@ GEONAMES = (15_000, 5_000, 1_000, 500)
 POPULATION_NAMES = ("population", "population_fixed", "pop", "inhabitants")
 NAME_NAMES = ("name", "city", "city_ascii")
 COUNTRY_NAMES = ("country", "iso2", "countrycode")
+# Places that a survey draws: enough to see what becomes of them, in seconds.
+SURVEYED = 20_000
 WGS84 = Geod(ellps="WGS84")
 
 
@@ -70,14 +72,16 @@ def candidates(spec: Any, *, n: int, start: int = 0, seed: int, alternates: int,
 
 def survey(spec: Any, *, n: int, seed: int, alternates: int, grid: Any = None) -> Survey:
     """First places by country, how many cities have one, and how many draws were refused."""
-    cities = read_cities(spec)
-    _, numbers, _, city, refused = _drawn(spec, n, seed, alternates, grid)
+    cities, looked_at = read_cities(spec), min(n, SURVEYED)
+    _, numbers, _, city, refused = _drawn(spec, looked_at, seed, alternates, grid)
     first = city[numbers == 0]
     countries = pd.Series([str(cities.tags[k].get("country", "unknown")) for k in first]).value_counts()
     notes = [f"{len(np.unique(first))} of {len(cities.tags)} cities have a place"]
     if spec.overlap != "allow":
         notes.append(f"{refused} draws refused for overlap, of {len(city)} places and alternates")
-    return Survey(places=len(first), strata=[(str(k), int(v)) for k, v in countries.items()], notes=notes)
+    if looked_at < n:
+        notes.append(f"counted over the first {looked_at} places")
+    return Survey(places=n, strata=[(str(k), int(v)) for k, v in countries.items()], notes=notes)
 
 
 def _drawn(spec: Any, n: int, seed: int, alternates: int, grid: Any) -> tuple[Ints, Ints, Chips, Ints, int]:
