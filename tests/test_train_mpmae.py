@@ -327,3 +327,17 @@ def test_patch_8_is_refused_for_the_dense_reference_in_words() -> None:
     with pytest.raises(UserError, match="at patch 8 the reference's dense model loses its border") as refused:
         arguments(config, {"naip": field_of("naip", 56)}, anchor="naip", tasks=["naip"])
     assert "use compat: reference_sparse" in str(refused.value)
+
+
+def test_ground_without_a_valid_pixel_does_not_drown_the_gradients_of_all_else() -> None:
+    norms = []
+    for missing in (False, True):
+        model, batch = small_model(), small_batch()
+        mask, image = batch["optic_mask"], batch["optic"]
+        assert isinstance(mask, Tensor)
+        assert isinstance(image, Tensor)
+        if missing:
+            mask[1], image[1] = False, torch.nan
+        model(batch, model.masks(batch, seed=0, epoch=0)).total.backward()
+        norms.append(torch.stack([p.grad.norm() for p in model.parameters()]).norm().item())
+    assert norms[1] < 5 * norms[0]

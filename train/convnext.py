@@ -176,6 +176,11 @@ class ConvNeXtV2(nn.Module):
         depthwise, norm = self.stem
         return norm(places(STAGE_STRIDE).take(depthwise(x)))
 
+    @property
+    def first_convolution(self) -> nn.Conv2d:
+        """The layer that sees the image."""
+        return self.stem_orig[0] if hasattr(self, "stem_orig") else self.initial_conv[0]
+
     def features(self, x: Tensor) -> Tensor:
         """Mean over all positions, normalised where there is a final norm; (B, widths[-1])."""
         pooled = self.forward(x).mean(dim=(2, 3))

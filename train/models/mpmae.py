@@ -96,6 +96,10 @@ class MPMAE(nn.Module):
         """
         traits = self.encoder.traits
         draw_weights(self.encoder, generator, conv_std=traits.conv_std, linear_std=traits.linear_std)
+        if self.compat is None:
+            # Ground without a valid pixel is 0 in all channels; without a bias the norms after it would divide by the
+            # root of their epsilon, one after the other, and its gradient would be 10^13 times that of all else.
+            nn.init.trunc_normal_(self.encoder.first_convolution.bias, std=traits.conv_std, generator=generator)
         for name, module in self.named_children():
             if name not in ("encoder", "heads"):
                 draw_weights(module, generator, conv_std=traits.conv_std, linear_std=0.02)
