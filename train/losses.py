@@ -75,19 +75,26 @@ def patchify_by_band(x: Tensor, patch: int) -> Tensor:
 def normalise_patches(target: Tensor, valid: Tensor) -> Tensor:
     """Zero mean and unit (unbiased) variance of the valid values of each patch, all channels jointly.
 
-    target, valid: (B, L, P, C), or with the last two exchanged.
+    target, valid: (B, L, P, C), or with the last two exchanged. Invalid values become 0, whatever they are.
     """
-    count = valid.sum(dim=(2, 3), keepdim=True).clamp(min=1)
-    target = torch.where(valid, target, 0.0)
-    mean = target.sum(dim=(2, 3), keepdim=True) / count
-    variance = torch.where(valid, target - mean, 0.0).square().sum(dim=(2, 3), keepdim=True) / (count - 1).clamp(min=1)
-    return (target - mean) / (variance + NORM_PIX_EPS).sqrt()
+    return normalise_together([target], [valid])[0]
+
+
+def normalise_together(targets: Sequence[Tensor], valid: Sequence[Tensor]) -> list[Tensor]:
+    """As ``normalise_patches``, with one mean and one variance for the patches of several tensors."""
+    count = sum(v.sum(dim=(2, 3), keepdim=True) for v in valid)
+    targets = [torch.where(v, t, 0.0) for t, v in zip(targets, valid, strict=True)]
+    mean = sum(t.sum(dim=(2, 3), keepdim=True) for t in targets) / torch.clamp(torch.as_tensor(count), min=1)
+    centred = [torch.where(v, t - mean, 0.0) for t, v in zip(targets, valid, strict=True)]
+    squares = sum(t.square().sum(dim=(2, 3), keepdim=True) for t in centred)
+    scale = (squares / torch.clamp(torch.as_tensor(count) - 1, min=1) + NORM_PIX_EPS).rsqrt()
+    return [t * scale for t in centred]
 
 
 def squared_error(prediction: Tensor, target: Tensor, valid: Tensor) -> SumCount:
     """Sum of squared errors over the valid values, and how many there are; all shapes equal."""
-    error = torch.where(valid, prediction - torch.where(valid, target, 0.0), 0.0)
-    return error.square().sum(), valid.sum()
+    shown, wanted = (torch.where(valid, x, 0.0) for x in (prediction, target))
+    return F.mse_loss(shown, wanted, reduction="sum"), valid.sum()
 
 
 def cross_entropy(logits: Tensor, codes: Tensor) -> SumCount:
@@ -140,17 +147,14 @@ def reconstruction(
     removed) of shapes (B, L, c, P), (B, L, c, P), (B, L); only removed patches are scored.
     norm_pix: standardise each target patch over all sensors together (``joint``), each for itself, or not at all.
     """
-    values, valid = (torch.cat([target[i] for target in targets], dim=2) for i in (0, 1))
+    values, valid = [target[0].float() for target in targets], [target[1] for target in targets]
     if norm_pix == "joint":
-        values = normalise_patches(values.float(), valid)
-    losses, first = [], 0
-    for target, its_valid, removed in targets:
-        channels = slice(first, first + target.shape[2])
-        one = values[:, :, channels]
-        one = normalise_patches(one.float(), its_valid) if norm_pix == "sensor" else one.float()
-        losses.append(squared_error(prediction[:, :, channels].float(), one, its_valid & removed[:, :, None, None]))
-        first = channels.stop
-    return losses
+        values = normalise_together(values, valid)
+    elif norm_pix == "sensor":
+        values = [normalise_patches(one, its_valid) for one, its_valid in zip(values, valid, strict=True)]
+    predictions = prediction.float().split([one.shape[2] for one in values], dim=2)
+    scored = [its_valid & target[2][:, :, None, None] for its_valid, target in zip(valid, targets, strict=True)]
+    return [squared_error(*one) for one in zip(predictions, values, scored, strict=True)]
 
 
 def contrast_and_reconstruct(

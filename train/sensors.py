@@ -63,15 +63,25 @@ class Sensor:
 class Seen:
     """One sensor of a batch.
 
-    patches, valid: (B, L, C, P). present: (B,) bool, False = no valid pixel at all. kept: (B, N) places of the tokens
-    that are not hidden, None = all.
+    patches: (B, L, C, P), 0 where not valid. pixels_valid: (B, C, y, x). grid: L tokens of side ``patch`` pixels.
+    kept: (B, N) places of the tokens that are not hidden, None = all.
     """
 
     patches: Tensor
-    valid: Tensor
-    present: Tensor
+    pixels_valid: Tensor
+    patch: int
     grid: Grid
     kept: Tensor | None
+
+    @property
+    def valid(self) -> Tensor:
+        """(B, L, C, P) bool."""
+        return patchify_by_band(self.pixels_valid, self.patch)
+
+    @property
+    def present(self) -> Tensor:
+        """(B,) bool, False = no valid pixel at all."""
+        return self.pixels_valid.flatten(1).any(dim=1)
 
     @property
     def removed(self) -> Tensor:
@@ -96,9 +106,8 @@ class Seen:
 def see(sensor: Sensor, batch: Mapping[str, Any], kept: Tensor | None = None) -> Seen:
     """Read a sensor and cut it into patches."""
     image, valid = sensor.read(batch)
-    present = valid.flatten(1).any(dim=1)
-    patches, valid = (patchify_by_band(x, sensor.patch) for x in (image, valid))
-    return Seen(patches=patches, valid=valid, present=present, grid=sensor.grid(image), kept=kept)
+    patches = patchify_by_band(image, sensor.patch)
+    return Seen(patches=patches, pixels_valid=valid, patch=sensor.patch, grid=sensor.grid(image), kept=kept)
 
 
 def refuse_tasks(tasks: Sequence[str] | None) -> None:

@@ -32,7 +32,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
         q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.out(_merge(F.scaled_dot_product_attention(q, k, v, attn_mask=bias)))
+        return self.out(attend(q, k, v, bias))
 
 
 class CrossAttention(nn.Module):
@@ -49,12 +49,12 @@ class CrossAttention(nn.Module):
         x, context = self.norm(x), self.norm(context)
         given = ((self.q, x), (self.k, context), (self.v, context))
         q, k, v = (layer(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer, tokens in given)
-        return self.out(_merge(F.scaled_dot_product_attention(q, k, v, attn_mask=bias)))
+        return self.out(attend(q, k, v, bias))
 
 
-def _merge(x: Tensor) -> Tensor:
-    """(B, h, N, D / h) -> (B, N, D)."""
-    return x.transpose(1, 2).flatten(2)
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention with a bias on its scores, heads side by side: (B, h, N, D / h) -> (B, N, D)."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
 
 
 class MLP(nn.Module):
