@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mmbuild.build import build_corpus
     from mmbuild.cube import Corpus, open_corpus
+    from mmbuild.export import export_corpus
+    from mmbuild.importers import import_corpus
     from mmbuild.modality import Modality, load_modalities
     from mmbuild.recipe import Recipe, load_recipe
     from mmbuild.stream.dataset import Mixture, Samples
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "build_corpus": "mmbuild.build",
     "cut_taster": "mmbuild.taster",
+    "export_corpus": "mmbuild.export",
+    "import_corpus": "mmbuild.importers",
     "open_corpus": "mmbuild.cube",
     "Corpus": "mmbuild.cube",
     "Loader": "mmbuild.stream.loader",
@@ -32,8 +36,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "Corpus", "Loader", "Mixture", "Modality", "Recipe", "Samples", "build_corpus", "cut_taster", "load_modalities",
-    "load_recipe", "open_corpus",
+    "Corpus", "Loader", "Mixture", "Modality", "Recipe", "Samples", "build_corpus", "cut_taster",
+    "export_corpus", "import_corpus", "load_modalities", "load_recipe", "open_corpus",
 ]  # fmt: skip
 
 

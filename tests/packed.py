@@ -17,9 +17,9 @@ from mmbuild.modality import Modality, load_modalities
 
 START = datetime(2019, 11, 5, 10, 31, 12, tzinfo=UTC)
 MMEARTH = (
-    "sentinel2_l1c", "sentinel2_l2a", "sentinel2_scl", "sentinel2_cloud_probability", "sentinel1_asc", "sentinel1_desc",
-    "aster_gdem", "canopy_height", "dynamic_world", "esa_worldcover", "era5", "biome", "ecoregion", "geolocation",
-    "month",
+    "sentinel2_l1c", "sentinel2_l2a", "sentinel2_scl", "sentinel2_cloudprob", "sentinel2_qa60", "sentinel1_asc",
+    "sentinel1_desc", "aster_gdem", "canopy_height", "dynamic_world", "esa_worldcover", "era5", "biome", "ecoregion",
+    "geolocation", "month",
 )  # fmt: skip
 
 

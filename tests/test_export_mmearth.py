@@ -125,8 +125,8 @@ def test_every_value_is_that_of_the_cube_after_the_stated_recoding(packed: Packe
             bands = dict(zip(packed.corpus.modalities["sentinel2_l2a"].band_names, l2a, strict=True))
         s2 = np.stack([bands.get(band, np.zeros((SIZE, SIZE), np.uint16)) for band in order])
         same(reader.raw("sentinel2", row), np.where(s2 == 65535, 0, s2))
-        same(reader.raw("sentinel2_cloudmask", row), np.full((1, SIZE, SIZE), 65535, np.uint16))
-        cloud = truth["sentinel2_cloud_probability"][row]
+        same(reader.raw("sentinel2_cloudmask", row), truth["sentinel2_qa60"][row])
+        cloud = truth["sentinel2_cloudprob"][row]
         same(
             reader.raw("sentinel2_cloudprod", row),
             np.where(cloud == 255, 65535, cloud.astype(np.uint16)).astype(np.uint16),
@@ -199,7 +199,7 @@ def test_tile_info_says_what_the_published_file_says(packed: Packed, reader: Pub
         assert reader.file["metadata"][row]["S2_type"].decode() == entry["S2_type"]
         assert (entry["CRS"], entry["lat"], entry["lon"]) == (f"EPSG:{sample.epsg}", sample.lat, sample.lon)
         assert entry["NO_DATA"] is True  # every random chip has a missing pixel
-        quality = {"MSK_CLDPRB": "sentinel2_cloud_probability", "SCL": "sentinel2_scl"}
+        quality = {"MSK_CLDPRB": "sentinel2_cloudprob", "SCL": "sentinel2_scl", "QA60": "sentinel2_qa60"}
         there = [band for band, name in quality.items() if packed.stored[name][row]]
         cirrus = [] if row % 2 else ["B10"]
         bands = ["B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8A", "B8", "B9", *cirrus, "B11", "B12", *there]
@@ -374,8 +374,12 @@ def test_an_imported_corpus_streams_and_is_catalogued(folder: Path, tmp_path: Pa
 
     item = item_dict(read_items(back).slice(3, 1))
     assert item["geometry"]["type"] == "Point"  # only the centre is known
-    assert "proj:transform" not in item["assets"]["dynamic_world"]
-    assert item["assets"]["dynamic_world"]["proj:shape"] == [SIZE, SIZE]
+    asset = next(asset for name, asset in item["assets"].items() if name.startswith("sentinel2_l"))
+    assert "proj:transform" not in asset
+    assert asset["proj:shape"] == [SIZE, SIZE]
+    taster = mm.cut_taster(back, tmp_path / "taster", samples=8, size=8)
+    assert taster.read_chip("dynamic_world", 0).shape == (1, 8, 8)
+    assert {row["x0"] for row in taster.records().to_pylist()} == {None}
     with pytest.raises(UserError, match=r"the grid of 40 samples is not known \(sample 000000 has no x0\)"):
         export_corpus(back, tmp_path / "x", format="geotiff")
 

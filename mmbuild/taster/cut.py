@@ -171,7 +171,9 @@ class Cutter:
         if not self.shape.is_cropped:
             return dict(row)
         cut_m = self.shape.margin * self.corpus.recipe.gsd_of_grid
-        moved = dict(row) | {"x0": row["x0"] + cut_m, "y0": row["y0"] - cut_m}
+        # An imported sample may have no known grid.
+        known = row["x0"] is not None and row["y0"] is not None
+        moved = dict(row) | ({"x0": row["x0"] + cut_m, "y0": row["y0"] - cut_m} if known else {})
         chip = self.arrays[row["modality"]].chip
         return moved | ({"height": chip[1], "width": chip[2]} if row["gsd"] else {})
 
