@@ -6,12 +6,13 @@ INSTALLED := .venv/installed
 # Two processes, because the tests are measured against a machine with two cores; files stay whole for their fixtures.
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo test accept constraints clean
+.PHONY: help install demo test accept catalogs constraints clean
 
 help:
 	@echo "make demo     install, build the tiny corpus from the offline Earth Engine, train on it, probe it"
 	@echo "make test     install, then lint, types and tests"
 	@echo "make accept   every acceptance test; needs the shared folder beside this one (../shared)"
+	@echo "make catalogs write catalogs/ again, from recipes, modality files and the offline Earth"
 	@echo "make clean    remove .venv, out and the caches"
 
 install: $(INSTALLED)
@@ -46,6 +47,9 @@ test: $(INSTALLED)
 accept: $(INSTALLED)
 	@test -d ../shared || { echo "make accept needs the shared folder beside this one: $(abspath ../shared) is not there"; exit 1; }
 	$(PYTEST) tests/acceptance -n 2 --dist loadfile
+
+catalogs: $(INSTALLED)
+	$(BIN)/python catalogs/make.py
 
 # What `pip install -c` gets: every version as tested, torch by its public version, nothing from a local path.
 constraints: $(INSTALLED)

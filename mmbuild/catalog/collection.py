@@ -14,6 +14,7 @@ import pystac
 
 from mmbuild.catalog.items import PROJECTION, without_nulls
 from mmbuild.modality import Band, Modality
+from mmbuild.recipe import Recipe
 
 if TYPE_CHECKING:
     from mmbuild.cube import Corpus
@@ -39,6 +40,7 @@ def build_collection(corpus: Corpus, items: pa.Table, statistics: Mapping[str, A
     recipe = corpus.recipe
     chips = _chips(corpus)
     inside = {name: m for name, m in corpus.modalities.items() if chips.get(name)}
+    pages = licence_pages(recipe, inside, corpus.synthetic)
     splits = pc.value_counts(items["split"]).to_pylist()
     about = recipe.description or recipe.title
     return {
@@ -49,8 +51,8 @@ def build_collection(corpus: Corpus, items: pa.Table, statistics: Mapping[str, A
         "title": recipe.title,
         "description": f"{_SYNTHETIC} {about}" if corpus.synthetic else about,
         "keywords": [*(["synthetic"] if corpus.synthetic else []), *inside],
-        "license": recipe.licence if _SPDX.fullmatch(recipe.licence) else "other",
-        "providers": _providers(corpus, inside),
+        "license": spdx_of(recipe),
+        "providers": providers_of(inside, corpus.synthetic),
         "extent": {
             "spatial": {"bbox": [_bbox(items)]},
             "temporal": {"interval": [_interval(items, recipe.anchor.years)]},
@@ -58,11 +60,11 @@ def build_collection(corpus: Corpus, items: pa.Table, statistics: Mapping[str, A
         "summaries": _summaries(items, [g for name in inside if (g := corpus.gsd(name)) is not None]),
         "links": [
             {"rel": "items", "href": f"./{ITEMS}", "type": PARQUET_TYPE, "title": "Items (stac-geoparquet)"},
-            *({"rel": "license", "href": url, "title": text} for text, url in _licence_pages(corpus, inside)),
+            *({"rel": "license", "href": url, "title": text} for text, url in pages),
         ],
         "assets": _files(),
         "item_assets": {
-            name: _about(m, corpus.gsd(name), chips[name], statistics["modalities"].get(name, {}))
+            name: about_modality(m, corpus.gsd(name), chips[name], statistics["modalities"].get(name, {}))
             for name, m in inside.items()
         },
         "mmbuild:synthetic": corpus.synthetic,
@@ -71,7 +73,7 @@ def build_collection(corpus: Corpus, items: pa.Table, statistics: Mapping[str, A
         "mmbuild:samples": {"slots": corpus.n_slots, "stored": len(items)},
         "mmbuild:splits": {s["values"] or "none": s["counts"] for s in sorted(splits, key=lambda s: s["values"])},
         "mmbuild:licence": recipe.licence,
-        "mmbuild:licences": list(_licences(corpus, inside)),
+        "mmbuild:licences": list(licences_of(corpus.recipe, inside, corpus.synthetic)),
         **_taster(corpus),
     }
 
@@ -144,39 +146,45 @@ def _files() -> dict[str, Any]:
     }
 
 
-def _is_imitation(corpus: Corpus, modality: Modality) -> bool:
+def spdx_of(recipe: Recipe) -> str:
+    """The corpus's own licence as STAC wants it."""
+    return recipe.licence if _SPDX.fullmatch(recipe.licence) else "other"
+
+
+def _is_imitation(modality: Modality, synthetic: bool | None) -> bool:
     """True for values of the offline Earth: the modality's makers and licence have no part in them."""
-    return bool(corpus.synthetic) and not modality.is_derived
+    return bool(synthetic) and not modality.is_derived
 
 
-def _licences(corpus: Corpus, inside: Mapping[str, Modality]) -> Iterator[dict[str, Any]]:
+def licences_of(recipe: Recipe, inside: Mapping[str, Modality], synthetic: bool | None) -> Iterator[dict[str, Any]]:
     """Each licence with its attribution and the modalities under it; imitations are under the corpus's own."""
     groups: dict[tuple[str, str | None, str], list[str]] = {}
     for name, m in inside.items():
         own = (m.licence, m.licence_url, m.attribution)
-        key = (corpus.recipe.licence, None, _SYNTHETIC) if _is_imitation(corpus, m) else own
+        key = (recipe.licence, None, _SYNTHETIC) if _is_imitation(m, synthetic) else own
         groups.setdefault(key, []).append(name)
     for (licence, url, attribution), names in groups.items():
         entry = {"licence": licence, "url": url, "attribution": attribution, "modalities": names}
         yield without_nulls(entry)
 
 
-def _licence_pages(corpus: Corpus, inside: Mapping[str, Modality]) -> list[tuple[str, str]]:
-    pages = [(entry["licence"], entry["url"]) for entry in _licences(corpus, inside) if "url" in entry]
+def licence_pages(recipe: Recipe, inside: Mapping[str, Modality], synthetic: bool | None) -> list[tuple[str, str]]:
+    """Names and addresses of the licences that have a page, each once."""
+    pages = [(entry["licence"], entry["url"]) for entry in licences_of(recipe, inside, synthetic) if "url" in entry]
     return list(dict.fromkeys(pages))
 
 
-def _providers(corpus: Corpus, inside: Mapping[str, Modality]) -> list[dict[str, Any]]:
+def providers_of(inside: Mapping[str, Modality], synthetic: bool | None) -> list[dict[str, Any]]:
     """Makers and hosts of what is inside, each once with all its roles."""
     roles: dict[tuple[str, str | None], list[str]] = {}
     for m in inside.values():
-        for provider in () if _is_imitation(corpus, m) else m.providers:
+        for provider in () if _is_imitation(m, synthetic) else m.providers:
             known = roles.setdefault((provider.name, provider.url), [])
             known += [role for role in provider.roles if role not in known]
     return [without_nulls({"name": name, "url": url, "roles": own}) for (name, url), own in roles.items()]
 
 
-def _about(m: Modality, gsd: float | None, chips: int, statistics: Mapping[str, Any]) -> dict[str, Any]:
+def about_modality(m: Modality, gsd: float | None, chips: int | None, statistics: Mapping[str, Any]) -> dict[str, Any]:
     """The item_assets entry of a modality."""
     bands = statistics.get("bands", {})
     entry = {
