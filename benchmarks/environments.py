@@ -42,5 +42,23 @@ def environment(peer: str, folder: Path) -> Path:
         constraints.write_text("\n".join(kept))
     install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(constraints)]
     subprocess.run([*install, "torch", "numpy", "numcodecs", "psutil", *REQUIREMENTS[peer]], check=True)
+    if peer == "mosaicml_raw":
+        _without_torchvision(python)
     (place / "ready").touch()
     return python
+
+
+def _without_torchvision(python: Path) -> None:
+    """Put two empty names in torchvision's place: its wheel cannot be imported beside the CPU build of torch.
+
+    Streaming imports it for image datasets only, which are not measured here.
+    """
+    subprocess.run([str(python), "-m", "pip", "uninstall", "--quiet", "-y", "torchvision"], check=True)
+    code = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
+    done = subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True)
+    package = Path(done.stdout.strip()) / "torchvision"
+    (package / "transforms").mkdir(parents=True, exist_ok=True)
+    (package / "__init__.py").touch()
+    (package / "datasets.py").write_text("class VisionDataset:\n    pass\n")
+    (package / "transforms" / "__init__.py").touch()
+    (package / "transforms" / "functional.py").write_text("to_tensor = None\n")

@@ -33,9 +33,9 @@ def varied(chip: np.ndarray, version: int) -> np.ndarray:
 
 def make(folder: Path, samples: int, *, overrides: tuple[str, ...] = ()) -> Corpus:
     """A corpus of ``samples`` samples in ``folder``; what is there already is used."""
-    unique = build_corpus(load_recipe(RECIPE, list(overrides)), folder / "unique")
     out = folder / f"corpus-{samples}"
     if not (out / "items.parquet").exists():
+        unique = build_corpus(load_recipe(RECIPE, list(overrides)), folder / "unique")
         _replicate(unique, out, samples)
     return open_corpus(out)
 

@@ -36,7 +36,7 @@ LAYERS = (
     {"catalog", "audit", "verify", "export", "report", "stream", "shard", "status"},
     {"finish"},
     {"taster", "importers", "threads"},
-    {"cluster"},
+    {"cluster", "direct"},
     {"build", "probe"},
     {"cli"},
 )
@@ -55,7 +55,7 @@ DOORS = {
     "rasterio": ("mmbuild.align", "mmbuild.sources.stac", "mmbuild.sandbox", "mmbuild.export", "mmbuild.foreign"),
     "rioxarray": ("mmbuild.align", "mmbuild.sources.stac", "mmbuild.sandbox", "mmbuild.export"),
     "mercantile": ("mmbuild.samplers.xyz", "mmbuild.grid"),
-    "torch": ("mmbuild.stream", "train"),
+    "torch": ("mmbuild.stream", "mmbuild.direct", "train"),
     "lightning": ("train",),
     "lightning_fabric": ("train",),
     "sklearn": ("train",),

@@ -8,12 +8,12 @@ from typing import Any
 
 from common import Options, run
 
-import mmbuild as mm
+from mmbuild.stream.loader import Loader
 
 
 def batches(given: Options) -> Any:
     training = os.environ.get("MMBUILD_BENCH_VALUES") == "training"
-    return mm.Loader(
+    return Loader(
         given.url or given.store, batch_size=given.batch, threads=max(1, given.workers), modalities=given.modalities,
         crop=given.crop, raw=not training, augment=training, shuffle="blocks" if given.url else True,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from mmbuild.errors import UserError
 from mmbuild.modality import Modality
 from mmbuild.stream.order import sample_draws
 from mmbuild.stream.reader import Chips
-from mmbuild.stream.targets import Convert, Crop, Geometry
+from mmbuild.stream.targets import Convert, Crop, Geometry, window
 
 # What losses ignore (CrossEntropyLoss(ignore_index=-1)): nodata, and codes that the modality does not define.
 IGNORE_INDEX = -1
@@ -293,6 +293,18 @@ def turn(pixels: np.ndarray, geometry: Geometry) -> np.ndarray:
         one = pixels[i, ..., ::-1] if flip else pixels[i]
         turned[i] = np.rot90(one, turns, axes=(-2, -1))
     return turned
+
+
+def cut(chips: Chips, geometry: Geometry, *, pixels: bool) -> Chips:
+    """Whole chips with the window and the turn of each sample; those without pixels as they are."""
+    if not pixels or geometry.is_whole:
+        return chips
+    data = chips.data
+    if geometry.crop is not None:
+        shape = data.shape[3:]
+        windows = [one[(slice(None), *window(geometry.crop, i, shape))] for i, one in enumerate(data)]
+        data = np.stack(windows) if windows else data
+    return Chips(data=turn(data, geometry), stored=chips.stored)
 
 
 # -- which fields a batch has
