@@ -205,6 +205,9 @@ def show(row: Row, found: Medians) -> None:
         print(f"  {peer:18s} {rates} {r['first_s']:8.2f} {r['rss_mb']:7.0f}")
     for text, value, goal in row.goals:
         reached = value(found)
+        if reached != reached:
+            print(f"  not measured: {text} (goal {abs(goal):g})")
+            continue
         print(f"  {abs(reached):.2f} {text} (goal {abs(goal):g}): {'reached' if reached >= goal else 'NOT reached'}")
     sys.stdout.flush()
 

@@ -29,7 +29,7 @@ class Batches:
     def ask(self, part: np.ndarray) -> dict[str, Any]:
         found = {}
         for name, array in self.arrays.items():
-            view = array[ts.d[0].index[part]][:, 0]
+            view = array[ts.d[0][part]][:, 0]
             if self.given.crop and view.rank == 4:
                 low = (view.shape[-1] - self.given.crop) // 2
                 view = view[:, :, low : low + self.given.crop, low : low + self.given.crop]
