@@ -33,7 +33,7 @@ TRAINERS = ("litdata_raw", "mosaicml_raw", "webdataset_blosc", "lmdb_blosc", "hd
 LOCAL = ("ours", "limit", *TRAINERS, "tensorstore_cube", "zarr_python", "memmap")
 REMOTE = ("tensorstore_cube", "webdataset_blosc")
 # MMEarth's reader gives under a hundred samples a second: two batches tell it as well as sixteen.
-FEW = {"mmearth": 256, "zarr_python": 512}
+FEW = {"mmearth": 256, "zarr_python": 512, "hdf5": 1024}
 
 
 @dataclass(frozen=True, kw_only=True)

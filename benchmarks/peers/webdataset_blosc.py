@@ -24,9 +24,12 @@ def batches(given: Options) -> Any:
     def open_sample(parts: dict[str, Any]) -> Any:
         return unpack(pickle.loads(parts["pickle"]), given.modalities, given.crop)
 
+    def batch_of(samples: list[dict[str, Any]]) -> Any:
+        return collate([{k: v for k, v in sample.items() if k != "__key__"} for sample in samples])
+
     data = webdataset.WebDataset(urls, shardshuffle=len(urls), nodesplitter=None).shuffle(512).map(open_sample)
     loader = webdataset.WebLoader(
-        data.batched(given.batch, collation_fn=collate), batch_size=None, num_workers=given.workers
+        data.batched(given.batch, collation_fn=batch_of), batch_size=None, num_workers=given.workers
     )
     return loader
 
