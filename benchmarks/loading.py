@@ -171,9 +171,12 @@ def sizes(folder: Path, corpus: Corpus, ready: dict[str, Path]) -> None:
 
 def measure(row: Row, stores: dict[str, Path], given: argparse.Namespace) -> Medians:
     rounds: dict[str, list[Result]] = {peer: [] for peer in stores}
-    for _ in range(given.rounds):
+    for number in range(given.rounds):
         for peer, store in stores.items():
             rounds[peer].append(once(row, peer, store, given))
+            last = rounds[peer][-1]
+            told = f"{last['samples_per_s']:.0f}/s, {last['cpu_us']:.0f} us CPU, first batch {last['first_s']:.2f} s"
+            print(f"  round {number + 1}: {peer} {told}", file=sys.stderr, flush=True)
     keys = ("samples_per_s", "mb_per_s", "cpu_us", "first_s", "rss_mb")
     return {peer: {k: statistics.median(r[k] for r in results) for k in keys} for peer, results in rounds.items()}
 
