@@ -10,24 +10,29 @@ import json
 import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 
 from mmbuild.errors import UserError
 from mmbuild.foreign.recode import Layout, Recoder, load_layout, recoders
-from mmbuild.importers import Foreign, Sample, Seen, places_of
+from mmbuild.importers import Foreign, Sample, Seen
 from mmbuild.modality import Modality, load_modalities
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 UNKNOWN = {
     "transform": "the layout has a tile's centre and CRS, not its corner",
     "scene ids": "the layout does not keep them",
     "dates": "the layout keeps the day of the Sentinel-2 image only",
 }
-_KEPT = ("S2_DATE", "S2_type", "CRS", "lat", "lon")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NO_DAY = np.iinfo(np.int64).min
 _READ = 2**20
 
 
@@ -43,7 +48,7 @@ def open(path: Path, name: str | None) -> Foreign:
         raise UserError(
             "is no MMEarth file: it has no dataset metadata", str(source), "name the .h5 file of the layout"
         )
-    tiles = _tiles(source, file["metadata"])
+    tiles = _tiles(source, file["metadata"], tuple(layout.one_of.values()))
     modalities = dict(_modalities(file, layout, known))
     side = _side(file, layout, source)
     reader = Reader(file, recoders(_present(layout, file), modalities), layout, tiles)
@@ -53,7 +58,7 @@ def open(path: Path, name: str | None) -> Foreign:
         format="mmearth", recipe=_recipe(name or source.stem, modalities, layout, side), modalities=modalities,
         files={part.name: part.stat().st_size for part in (source, info)}, synthetic=synthetic,
         unknown={**UNKNOWN, **({} if synthetic is not None else {"synthetic": "the file does not say"})},
-        places=places_of(tiles), read=reader.read,
+        places=tiles.places(), read=reader.read,
     )  # fmt: skip
 
 
@@ -75,14 +80,71 @@ def _opened(source: Path) -> h5py.File:
         raise UserError(f"cannot be read: {error}", str(source), "download it again; it may be cut short") from error
 
 
-def _tiles(source: Path, metadata: Any) -> list[dict[str, Any]]:
-    """One mapping a row: what tile_info and the file's own metadata say of the tile."""
+@dataclass(frozen=True, kw_only=True)
+class Tiles:
+    """What tile_info says of every row, a column each: a million tiles are some hundred megabytes.
+
+    day: days since 1970, the least integer where there is none. epsg: 0 for none. product: index into ``products``.
+    """
+
+    ids: np.ndarray
+    lon: np.ndarray
+    lat: np.ndarray
+    epsg: np.ndarray
+    day: np.ndarray
+    product: np.ndarray
+    products: tuple[str, ...]
+
+    def date(self, row: int) -> datetime | None:
+        day = int(self.day[row])
+        return None if day == _NO_DAY else _EPOCH + timedelta(days=day)
+
+    def places(self) -> pd.DataFrame:
+        """The table of places that an import keeps."""
+        import pandas as pd
+
+        days = np.where(self.day == _NO_DAY, np.datetime64("NaT"), self.day.astype("datetime64[D]"))
+        return pd.DataFrame(
+            {
+                "sample_id": self.ids, "lon": self.lon, "lat": self.lat,
+                "epsg": pd.array(self.epsg, "Int32").astype("Int32"), "x0": None, "y0": None,
+                "date": pd.to_datetime(days.astype("datetime64[ms]"), utc=True), "tags": "{}",
+            }
+        ).assign(epsg=lambda table: table["epsg"].where(table["epsg"] != 0))  # fmt: skip
+
+
+def _tiles(source: Path, metadata: Any, products: Sequence[str]) -> Tiles:
+    """The rows of the file with what tile_info says of each; UserError for a row without an entry."""
     info = source.with_name(f"{source.stem}_tile_info.json")
     if not info.is_file():
         raise UserError(f"{info.name} is missing", str(source.parent), "it is published beside the .h5 file")
-    entries = {tile: [entry.get(key) for key in _KEPT] for tile, entry in entries_of(info)}
-    ids = [tile.decode() for tile in metadata["tile_id"]]
-    return [_tile(tile, entries.get(tile), info) for tile in ids]
+    ids = np.array([tile.decode() for tile in metadata["tile_id"]], object)
+    row_of = {tile: row for row, tile in enumerate(ids)}
+    n = len(ids)
+    tiles = Tiles(
+        ids=ids, lon=np.full(n, np.nan), lat=np.full(n, np.nan), epsg=np.zeros(n, np.int32),
+        day=np.full(n, _NO_DAY), product=np.full(n, -1, np.int8), products=tuple(products),
+    )  # fmt: skip
+    for tile, entry in entries_of(info):
+        row = row_of.get(tile)
+        if row is not None:
+            _fill(tiles, row, entry, info)
+    if len(lost := np.flatnonzero(tiles.product < 0)):
+        fix = "take the file that belongs to the .h5 file"
+        raise UserError(f"has no entry of tile {ids[lost[0]]}", str(info), fix)
+    return tiles
+
+
+def _fill(tiles: Tiles, row: int, entry: Mapping[str, Any], info: Path) -> None:
+    product, day, crs = entry.get("S2_type"), entry.get("S2_DATE"), entry.get("CRS")
+    if product not in tiles.products:
+        known = ", ".join(tiles.products)
+        raise UserError(f"tile {tiles.ids[row]} has S2_type {product!r}", str(info), f"the layout has {known}")
+    tiles.product[row] = tiles.products.index(product)
+    tiles.lon[row], tiles.lat[row] = entry["lon"], entry["lat"]
+    tiles.epsg[row] = 0 if crs is None else int(crs.partition(":")[2])
+    if day is not None:
+        tiles.day[row] = (date.fromisoformat(day) - _EPOCH.date()).days
 
 
 def entries_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -108,17 +170,6 @@ def entries_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 continue
             yield key, value
             text = text[stop:]
-
-
-def _tile(tile: str, entry: Sequence[Any] | None, info: Path) -> dict[str, Any]:
-    if entry is None:
-        raise UserError(f"has no entry of tile {tile}", str(info), "take the file that belongs to the .h5 file")
-    day, product, crs, lat, lon = entry
-    date = None if day is None else datetime.fromisoformat(day).replace(tzinfo=UTC)
-    return {
-        "sample_id": tile, "lon": lon, "lat": lat, "epsg": None if crs is None else int(crs.partition(":")[2]),
-        "x0": None, "y0": None, "date": date, "tags": "{}", "product": product,
-    }  # fmt: skip
 
 
 def _present(layout: Layout, file: h5py.File) -> dict[str, Any]:
@@ -155,9 +206,7 @@ def _recipe(name: str, modalities: Mapping[str, Modality], layout: Layout, side:
 class Reader:
     """Rows of the file as samples; threads may share it."""
 
-    def __init__(
-        self, file: h5py.File, recoders: Mapping[str, Recoder], layout: Layout, tiles: Sequence[Mapping[str, Any]]
-    ) -> None:
+    def __init__(self, file: h5py.File, recoders: Mapping[str, Recoder], layout: Layout, tiles: Tiles) -> None:
         self._file, self._recoders, self._tiles = file, recoders, tiles
         self._modalities = next(iter(recoders.values())).modalities
         self._products = {short: name for name, short in layout.one_of.items()}
@@ -168,15 +217,16 @@ class Reader:
         return [self._sample(row) for row in rows]
 
     def _sample(self, row: int) -> Sample:
-        tile = self._tiles[row]
-        product = self._products[tile["product"]]
+        tiles, when = self._tiles, self._tiles.date(row)
+        product = self._products[tiles.products[int(tiles.product[row])]]
         found: dict[str, np.ndarray] = {}
         for name, recoder in self._recoders.items():
             recoder.decode(self._row(name, row), found, product)
         chips = {(name, 0): chip if self._is_data(name, chip) else None for name, chip in found.items()}
         return Sample(
-            sample_id=tile["sample_id"], lon=tile["lon"], lat=tile["lat"], epsg=tile["epsg"], x0=None, y0=None,
-            anchor_time=tile["date"], tags={}, chips=chips, seen={(product, 0): Seen(datetime=tile["date"])},
+            sample_id=str(tiles.ids[row]), lon=float(tiles.lon[row]), lat=float(tiles.lat[row]),
+            epsg=int(tiles.epsg[row]) or None, x0=None, y0=None, anchor_time=when, tags={}, chips=chips,
+            seen={(product, 0): Seen(datetime=when)},
         )  # fmt: skip
 
     def _is_data(self, name: str, chip: np.ndarray) -> bool:
