@@ -76,6 +76,22 @@ MODALITIES = {
 }  # fmt: skip
 
 
+# For models of several sensors: with these, radar has an optical companion on its own grid and one of finer pixels.
+COMPANIONS = {
+    m.name: m
+    for m in (
+        modality(
+            "colour", level="pixel", values="continuous", dtype="uint8", nodata=255, bands="R G B", gsd=20,
+            valid=(0, 254),
+        ),
+        modality(
+            "aerial", level="pixel", values="continuous", dtype="uint16", nodata=65535, bands="R G B", gsd=10,
+            valid=(0, 20_000),
+        ),
+    )
+}  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class TinyCorpus:
     """What was written. truth: by modality (slot, 1, band[, y, x]), nodata where nothing is stored; stored: (slot,)."""
@@ -102,50 +118,55 @@ class TinyCorpus:
         return array
 
 
-def write_corpus(path: Path, *, slots: int = SLOTS, seed: int = 0, synthetic: bool = True) -> TinyCorpus:
+def write_corpus(
+    path: Path, *, slots: int = SLOTS, seed: int = 0, synthetic: bool = True, companions: bool = False
+) -> TinyCorpus:
     """Write a corpus of ``slots`` slots: about a tenth of the chips missing, a fifth of the pixels nodata."""
     rng = np.random.default_rng(seed)
-    recipe = _recipe(slots)
-    stored = _which_are_stored(rng, slots)
-    truth = {name: _chips(rng, m, slots, stored[name]) for name, m in MODALITIES.items()}
+    modalities = MODALITIES | (COMPANIONS if companions else {})
+    recipe = _recipe(slots, modalities)
+    stored = _which_are_stored(rng, slots, modalities)
+    truth = {name: _chips(rng, m, slots, stored[name]) for name, m in modalities.items()}
     for name, chips in truth.items():  # a chip of nodata alone is not stored, as Zarr has it
-        stored[name] &= (chips != MODALITIES[name].fill).reshape(slots, -1).any(axis=1)
+        stored[name] &= (chips != modalities[name].fill).reshape(slots, -1).any(axis=1)
     group = zarr.create_group(path / "cube.zarr", zarr_format=3)
     for name, array in truth.items():
-        _write_array(group, MODALITIES[name], array)
-    rows = list(_rows(path, truth, stored, slots))
+        _write_array(group, modalities[name], array)
+    rows = list(_rows(path, truth, stored, modalities))
     for shard in range(-(-slots // PER_SHARD)):
         own = [row for row in rows if row["slot"] // PER_SHARD == shard]
         _write_table(path / f"shards/{shard:06d}.parquet", pa.Table.from_pylist(own, schema=RECORD_SCHEMA))
     items = [_item(slot) for slot in range(slots) if slot != GONE]
     _write_table(path / "items.parquet", pa.Table.from_pylist(items))
     train = [int(item["mmbuild:index"]) for item in items if item["split"] == "train"]
-    stats = {"modalities": {name: _statistics(MODALITIES[name], truth[name][train]) for name in truth}}
+    stats = {"modalities": {name: _statistics(modalities[name], truth[name][train]) for name in truth}}
     (path / "stats.json").write_text(json.dumps(stats))
     lock = {
         "digest": recipe.digest, "samples": slots, "source": {"name": "earthengine", "synthetic": synthetic},
-        "recipe": recipe.resolved(), "modalities": {n: m.model_dump(mode="json") for n, m in MODALITIES.items()},
+        "recipe": recipe.resolved(), "modalities": {n: m.model_dump(mode="json") for n, m in modalities.items()},
     }  # fmt: skip
     (path / "recipe.lock.json").write_text(json.dumps(lock))
     return TinyCorpus(path=path, truth=truth, stored=stored, rows=rows, items=items, stats=stats)
 
 
-def _recipe(slots: int) -> Recipe:
+def _recipe(slots: int, modalities: Mapping[str, Modality]) -> Recipe:
     from mmbuild.recipe import recipe_from_resolved
 
     written = {
         "name": "handmade", "title": "hand-made", "licence": "CC0-1.0", "samples": slots,
         "sampler": {"kind": "points", "file": "places.csv"}, "grid": {"kind": "utm", "gsd": 10.0, "size": SIZE},
         "anchor": {"one_of": ["optic_a", "optic_b"], "years": [2020]},
-        "modalities": {name: {} for name in MODALITIES}, "store": {"samples_per_shard": PER_SHARD},
+        "modalities": {name: {} for name in modalities}, "store": {"samples_per_shard": PER_SHARD},
     }  # fmt: skip
-    return recipe_from_resolved(written, MODALITIES)
+    return recipe_from_resolved(written, modalities)
 
 
-def _which_are_stored(rng: np.random.Generator, slots: int) -> dict[str, np.ndarray]:
+def _which_are_stored(
+    rng: np.random.Generator, slots: int, modalities: Mapping[str, Modality]
+) -> dict[str, np.ndarray]:
     """(slot,) bool by modality: one of the two optics each, other modalities now and then missing, GONE has none."""
     first = rng.random(slots) < 0.6
-    stored = {name: rng.random(slots) < 0.85 for name in MODALITIES}
+    stored = {name: rng.random(slots) < 0.85 for name in modalities}
     stored |= {"optic_a": first, "optic_b": ~first, "zone": np.ones(slots, dtype=bool)}
     stored["optic_a"][3] = stored["optic_b"][3] = False  # a sample that has neither
     for flags in stored.values():
@@ -183,11 +204,14 @@ def _write_array(group: zarr.Group, m: Modality, chips: np.ndarray) -> None:
 
 
 def _rows(
-    path: Path, truth: Mapping[str, np.ndarray], stored: Mapping[str, np.ndarray], slots: int
+    path: Path,
+    truth: Mapping[str, np.ndarray],
+    stored: Mapping[str, np.ndarray],
+    modalities: Mapping[str, Modality],
 ) -> Iterator[dict[str, Any]]:
     """Commit record rows; byte ranges are read from the shard indexes that zarr-python wrote."""
-    for slot in range(slots):
-        for name, m in MODALITIES.items():
+    for slot in range(len(truth["zone"])):
+        for name, m in modalities.items():
             is_stored = bool(stored[name][slot])
             chip = truth[name][slot, 0]
             start, length = _range_of(path, name, slot, chip.ndim) if is_stored else (-1, -1)

@@ -53,10 +53,14 @@ def settings(corpus: Path, out: Path, **changes: Any) -> dict[str, Any]:
     whole = {
         "corpus": str(corpus), "out": str(out), "model": model, "tasks": None,
         "optim": {
-            "lr": 0.002, "base_lr": None, "weight_decay": 0.05, "betas": [0.9, 0.95], "warmup_steps": 2, "clip": 1.0,
+            "lr": 0.002, "base_lr": None, "weight_decay": 0.05, "betas": [0.9, 0.95], "schedule": "cosine",
+            "warmup_steps": 2, "warmup_epochs": None, "clip": 1.0,
         },
-        "batch_size": 5, "epochs": None, "steps": STEPS, "augment": True, "seed": 3, "precision": "32-true",
-        "log_every": 4, "checkpoint_every": 5, "threads": 2,
+        "batch_size": 5, "accumulate": 1, "drop_last": False, "epochs": None, "steps": STEPS, "augment": True,
+        "view": {"scaling": "standard", "window": None, "mixup": None, "time": "all"},
+        "seed": 3, "precision": "32-true", "ema": None, "compile": False, "accelerator": "auto", "devices": None,
+        "nodes": 1, "strategy": "ddp", "log_every": 4, "tensorboard": False, "checkpoint_every": 5, "probe": None,
+        "threads": 2,
     }  # fmt: skip
     return whole | changes
 
@@ -195,7 +199,7 @@ def test_a_resumed_run_has_the_log_of_an_uninterrupted_one(corpus: Path, straigh
     with (tmp_path / "run" / "log.csv").open("a") as file:
         file.write("24,4,0.1")  # a line cut short
     run_in_process(corpus, tmp_path, resume=True)
-    timing = {"samples_per_s", "data_wait"}
+    timing = {"samples_per_s", "data_wait", "mfu"}
     ours, theirs = (log.read_rows(folder / "run" / "log.csv") for folder in (tmp_path, straight))
     assert [{k: v for k, v in row.items() if k not in timing} for row in ours] == [
         {k: v for k, v in row.items() if k not in timing} for row in theirs
@@ -247,6 +251,31 @@ def test_bf16_gives_the_loss_of_fp32_to_its_precision(corpus: Path, straight: Pa
     assert ours == pytest.approx(theirs, rel=2e-2)
 
 
+def test_a_run_looks_at_its_features_and_writes_for_tensorboard(corpus: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    probe = {"label": "cover", "every": 2, "samples": 8}
+    run_in_process(corpus, tmp_path, probe=probe, tensorboard=True, steps=3, log_every=1)
+    rows = log.read_rows(tmp_path / "run" / "log.csv")
+    scores = [row["knn:cover"] for row in rows]
+    assert [score == score for score in scores] == [False, True, True]
+    assert all(0 <= score <= 1 for score in scores[1:])
+    assert all(row["mfu"] > 0 for row in rows)
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert {"loss", "loss/optic", "samples_per_s", "mfu", "data_wait", "knn/cover"} <= set(board.Tags()["scalars"])
+    assert [event.value for event in board.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
+
+
+def test_tensorboard_without_its_package_is_refused(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(
+        UserError, match=r"tensorboard: the package is not installed; pip install 'mmbuild\[tensorboard"
+    ):
+        run_in_process(corpus, tmp_path, tensorboard=True, steps=1)
+
+
 # -- what a person can get wrong
 
 
@@ -267,7 +296,8 @@ def leaves(content: dict[str, Any], key: tuple[str, ...] = ()) -> list[tuple[str
     return found
 
 
-LEAVES = leaves(settings(Path("corpus"), Path("out")))
+WHOLE: dict[str, Any] = {"probe": {"label": "zone", "every": 12, "samples": 64}}
+LEAVES = leaves(settings(Path("corpus"), Path("out"), **WHOLE))
 
 
 @pytest.mark.parametrize("key", LEAVES, ids=".".join)
@@ -275,7 +305,7 @@ LEAVES = leaves(settings(Path("corpus"), Path("out")))
 def test_every_key_of_a_config_is_checked(
     key: tuple[str, ...], fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    content = settings(tmp_path, tmp_path / "run")
+    content = settings(tmp_path, tmp_path / "run", **WHOLE)
     part = content
     for name in key[:-1]:
         part = part[name]
@@ -322,6 +352,9 @@ def test_a_wrong_override_is_refused_in_one_line(
         ("tasks=[cover, sonar]", "no modality or alias 'sonar'"),
         ("model.patch=16", "model.patch: 16 does not divide the 24 pixels of optic"),
         ("model.crop=999", "crop: 999 must be 1 to 24 pixels"),
+        ("probe={label: climate, every: 5}", "probe.label: no categorical modality 'climate'"),
+        ("view.window=[8, 99]", "view.window: 99 is more than the 24 pixels of a chip"),
+        ("batch_size=3", "batch_size: 3 does not divide into 1 devices x 2 parts; use a multiple of 2, such as 4"),
         ("model.norm_pix=[cover]", "model.norm_pix: cover is not a pixel-level task of measurements"),
     ],
 )
@@ -329,7 +362,8 @@ def test_a_config_that_does_not_fit_the_corpus_is_refused_in_one_line(
     override: str, message: str, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path / "c.yaml", settings(corpus, tmp_path / "run"))
-    assert message in refusal([str(path), "--set", override], capsys)
+    more = ["--set", "accumulate=2"] if override.startswith("batch_size") else []
+    assert message in refusal([str(path), *more, "--set", override], capsys)
     assert not (tmp_path / "run").exists()
 
 

@@ -19,8 +19,9 @@ from mmbuild.modality import Clear
 from tests.shards import MODALITIES, TinyCorpus, write_corpus
 from train import metrics
 from train.config import load_config
+from train.features import dominant_class, image_statistics
 from train.pretrain import pretrain
-from train.probe import Label, default_labels, dominant_class, image_statistics, main, probe, score_label
+from train.probe import Label, default_labels, main, probe, score_label
 
 
 def blobs(n: int, *, spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

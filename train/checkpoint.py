@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from mmbuild.errors import UserError
 
 KEEP = 3
 _PARTIAL = ".partial"
+_WEIGHTS, _AVERAGES = "model.safetensors", "averages.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +40,19 @@ class Checkpoint:
     def step(self) -> int:
         return int(self.path.name.removeprefix("step-"))
 
+    @property
+    def is_averaged(self) -> bool:
+        """There are averaged weights beside those that were trained."""
+        return (self.path / _AVERAGES).exists()
+
+    def weights(self, *, averaged: bool = False) -> dict[str, Tensor]:
+        """The trained weights by name, or their averages."""
+        found: dict[str, Tensor] = load_file(self.path / _WEIGHTS)
+        return found | load_file(self.path / _AVERAGES) if averaged else found
+
     def load_weights(self, module: nn.Module) -> None:
-        """Put the saved weights into ``module``, which must have exactly these."""
-        module.load_state_dict(load_file(self.path / "model.safetensors"))
+        """Put the saved weights into ``module``, which must have exactly these; averaged ones where there are any."""
+        module.load_state_dict(self.weights(averaged=self.is_averaged))
 
     def state(self) -> dict[str, Any]:
         """Optimiser, random state and counters."""
@@ -53,7 +64,8 @@ def save(
     run: Path,
     step: int,
     *,
-    module: nn.Module,
+    weights: Mapping[str, Tensor],
+    averages: Mapping[str, Tensor] | None = None,
     state: Mapping[str, Any],
     about: Mapping[str, Any],
     config: str,
@@ -70,7 +82,9 @@ def save(
     final = folder / f"step-{step:08d}"
     partial = folder / (final.name + _PARTIAL)
     partial.mkdir()
-    save_file({k: v.contiguous() for k, v in module.state_dict().items()}, partial / "model.safetensors")
+    save_file({k: v.contiguous() for k, v in weights.items()}, partial / _WEIGHTS)
+    if averages is not None:
+        save_file({k: v.contiguous() for k, v in averages.items()}, partial / _AVERAGES)
     torch.save(dict(state), partial / "state.pt")
     (partial / "model.json").write_text(json.dumps(about, indent=1) + "\n")
     (partial / "loader.json").write_text(json.dumps(loader, indent=1) + "\n")
@@ -89,7 +103,7 @@ def save(
 
 def find(path: Path) -> Checkpoint | None:
     """The newest checkpoint of a run folder, or the checkpoint folder itself; None when there is none."""
-    if (path / "model.safetensors").exists():
+    if (path / _WEIGHTS).exists():
         return _open(path.resolve())
     steps = _steps(path / "checkpoints")
     return _open(steps[-1]) if steps else None

@@ -34,7 +34,9 @@ class Optim(_Strict):
     base_lr: float | None = Field(None, gt=0, le=10, description="peak learning rate for a global batch of 256")
     weight_decay: float = Field(0.05, ge=0, le=1, description="decay of weights that are linear maps")
     betas: list[float] = Field([0.9, 0.95], min_length=2, max_length=2, description="AdamW's two averages")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="the rate after the warm-up")
     warmup_steps: int | None = Field(None, ge=0, description="steps of linear warm-up; 5 % of all when left out")
+    warmup_epochs: float | None = Field(None, ge=0, description="the same in epochs")
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null for no clipping")
 
     @model_validator(mode="after")
@@ -43,10 +45,41 @@ class Optim(_Strict):
             reason = "needs exactly one of lr and base_lr"
             fix = "write lr: 1e-3, or base_lr: 1.5e-4 to scale with the batch"
             raise cross_error([Problem(key=(), reason=reason, fix=fix)])
+        if self.warmup_steps is not None and self.warmup_epochs is not None:
+            reason = "has both warmup_steps and warmup_epochs"
+            raise cross_error([Problem(key=(), reason=reason, fix="leave one of them out")])
         if not all(0 <= beta < 1 for beta in self.betas):
             problem = Problem(key=("betas",), reason="must be from 0 to less than 1", fix="write [0.9, 0.95]")
             raise cross_error([problem])
         return self
+
+
+class View(_Strict):
+    """What a model gets to see of a loaded sample, the same ground and moment in all modalities."""
+
+    scaling: Literal["standard", "satmae"] = Field(
+        "standard", description="(value - mean) / std, or SatMAE's: mean -+ 2 std to 0..1, clipped"
+    )
+    window: list[int] | None = Field(
+        None, min_length=2, max_length=2, description="sides of random windows that are resized to model.crop"
+    )
+    mixup: float | None = Field(None, gt=0, le=10, description="alpha of mixup between neighbours in a batch")
+    time: Literal["all", "random"] = Field("all", description="all time steps, or a random one of each sample")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.window and not 1 <= self.window[0] <= self.window[1]:
+            problem = Problem(key=("window",), value=self.window, reason="must rise", fix="write [60, 180]")
+            raise cross_error([problem])
+        return self
+
+
+class LoopProbe(_Strict):
+    """A look at the features while training: nearest neighbours among train samples, scored on validation samples."""
+
+    label: str = Field(min_length=1, description="categorical modality of the corpus")
+    every: int = Field(ge=1, description="steps between two looks")
+    samples: int = Field(1024, ge=2, description="most samples of each split")
 
 
 class Settings(_Strict):
@@ -59,14 +92,25 @@ class Settings(_Strict):
         None, min_length=1, description="modalities or aliases to predict; all of the corpus when left out"
     )
     optim: Optim
-    batch_size: int = Field(ge=1, description="samples of one step on one device")
+    batch_size: int = Field(ge=1, description="samples of one optimiser step, over all devices")
+    accumulate: int = Field(1, ge=1, description="parts that a step's samples are taken in, one after another")
+    drop_last: bool = Field(False, description="leave out the samples that do not fill a batch")
     epochs: int | None = Field(None, ge=1, description="passes over the train split")
     steps: int | None = Field(None, ge=1, description="optimiser steps")
     augment: bool = Field(True, description="random windows, flips and quarter turns, equal for all modalities")
+    view: View = Field(View(), description="what the model gets to see of a sample")
     seed: int = Field(0, ge=0, description="seed of weights, order, masks and augmentation")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field("32-true", description="arithmetic of the model")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of averaged weights; none when left out")
+    compile: bool = Field(False, description="compile the model with torch.compile")
+    accelerator: Literal["auto", "cpu", "cuda"] = Field("auto", description="what computes")
+    devices: int | None = Field(None, ge=1, description="devices of a machine; all when left out, one on CPU")
+    nodes: int = Field(1, ge=1, description="machines; torchrun and SLURM say it themselves")
+    strategy: Literal["ddp", "fsdp"] = Field("ddp", description="every device has all weights, or a share of them")
     log_every: int = Field(10, ge=1, description="steps between lines of the log")
+    tensorboard: bool = Field(False, description="write the log for TensorBoard too")
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
+    probe: LoopProbe | None = Field(None, description="look at the features while training")
     threads: int = Field(2, ge=1, le=256, description="threads that read and decode")
 
     @model_validator(mode="after")
@@ -77,8 +121,11 @@ class Settings(_Strict):
         return self
 
 
-# What may differ between a run and its continuation: it changes no weight.
-FREE_TO_CHANGE = {"log_every", "checkpoint_every", "threads", "out", "corpus"}
+# What may differ between a run and its continuation: where it runs and what it tells, not what it computes.
+FREE_TO_CHANGE = {
+    "log_every", "tensorboard", "checkpoint_every", "threads", "out", "corpus",
+    "accelerator", "devices", "nodes", "strategy", "compile",
+}  # fmt: skip
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Settings:

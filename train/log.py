@@ -1,4 +1,4 @@
-"""What a run says about itself: a CSV file with one row per interval, a progress line, a loss curve.
+"""What a run says about itself: a CSV file with one row per interval, TensorBoard, a progress line, a loss curve.
 
 The file of a resumed run continues after the step it resumed from; rows beyond it, written before a kill, are removed.
 """
@@ -10,10 +10,12 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from mmbuild.errors import UserError
 
 Item = TypeVar("Item")
 Row = Mapping[str, float]
@@ -35,11 +37,43 @@ class CsvLog:
         self._writer = csv.DictWriter(self._file, self.columns)
 
     def add(self, row: Row) -> None:
-        self._writer.writerow(_plain(row))
+        """A row; a column that it lacks is NaN."""
+        self._writer.writerow(dict.fromkeys(self.columns, "nan") | _plain(row))
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
+
+
+class Book:
+    """The log of a run in its folder: log.csv, and where asked for the same numbers for TensorBoard."""
+
+    def __init__(self, folder: Path, columns: Iterable[str], *, step: int = 0, tensorboard: bool = False) -> None:
+        self._boards = [_board(folder / "tensorboard", step)] if tensorboard else []
+        self._csv = CsvLog(folder / "log.csv", columns, step=step)
+
+    def add(self, row: Row) -> None:
+        self._csv.add(row)
+        for board in self._boards:
+            for key, value in row.items():
+                if key != "step" and value == value:
+                    board.add_scalar(key.replace(":", "/"), value, int(row["step"]))
+            board.flush()
+
+    def close(self) -> None:
+        self._csv.close()
+        for board in self._boards:
+            board.close()
+
+
+def _board(folder: Path, step: int) -> Any:
+    """A writer for TensorBoard without what a killed run wrote after ``step``; UserError without the package."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        reason = "tensorboard: the package is not installed"
+        raise UserError(reason, fix="pip install 'mmbuild[tensorboard]', or write tensorboard: false") from None
+    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
 
 def _plain(row: Row) -> dict[str, str]:
@@ -157,7 +191,7 @@ def progress_text(row: Row, *, eta_s: float) -> str:
     """Epoch, loss, rate, waiting and time left in one line."""
     return (
         f"epoch {row['epoch']:.0f}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  {row['samples_per_s']:.1f} samples/s  "
-        f"waits {row['data_wait']:.0%}  ETA {clock(eta_s)}"
+        f"MFU {row['mfu']:.0%}  waits {row['data_wait']:.0%}  ETA {clock(eta_s)}"
     )
 
 
@@ -198,6 +232,7 @@ def draw_curve(rows: list[dict[str, float]], path: Path, *, title: str) -> None:
 TASK = "loss:"
 
 
-def columns(tasks: Iterable[str]) -> list[str]:
+def columns(tasks: Iterable[str], more: Iterable[str] = ()) -> list[str]:
     """The columns of a training log."""
-    return ["step", "epoch", "loss", *(TASK + name for name in tasks), "lr", "grad_norm", "samples_per_s", "data_wait"]
+    measured = ("lr", "grad_norm", "samples_per_s", "mfu", "data_wait")
+    return ["step", "epoch", "loss", *(TASK + name for name in tasks), *measured, *more]

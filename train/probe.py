@@ -21,7 +21,6 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor
 
 from mmbuild.cube import Corpus, open_corpus
 from mmbuild.errors import MMBuildError, UserError
@@ -30,10 +29,9 @@ from mmbuild.stream.loader import Loader
 from train import metrics
 from train.checkpoint import Checkpoint, open_checkpoint
 from train.config import model_file, read_dumped
-from train.models.mpmae import fold_time
+from train.features import dominant_class, image_statistics
 
 SPLITS = ("train", "val", "test")
-PERCENTILES = (5, 25, 50, 75, 95)
 NEIGHBOURS = (5, 20)
 BATCH = 32
 # Below this many test samples an accuracy is a rough guess: the 95 % interval is wider than 20 points.
@@ -171,26 +169,6 @@ def _collect(
             codes[name].append(dominant_class(batch[name], field.n_classes))
     features = {name: np.concatenate(arrays).astype(np.float64) for name, arrays in parts.items()}
     return features, {name: np.concatenate(arrays) for name, arrays in codes.items()}, ids
-
-
-def image_statistics(image: Tensor, valid: Tensor) -> np.ndarray:
-    """Mean, standard deviation and percentiles of the valid pixels of each band, 0 for a band without any.
-
-    image, valid: (B, [time,] band, y, x) -> (B, channels x (2 + percentiles)).
-    """
-    image, valid = fold_time(image, "pixel").flatten(2), fold_time(valid, "pixel").flatten(2)
-    values = torch.where(valid, image, torch.nan).double()
-    quantiles = torch.nanquantile(values, torch.tensor(PERCENTILES, dtype=values.dtype) / 100, dim=2)
-    mean = values.nanmean(dim=2)
-    std = (values - mean[..., None]).square().nanmean(dim=2).sqrt()
-    return torch.cat([mean[None], std[None], quantiles]).permute(1, 2, 0).flatten(1).nan_to_num(0.0).numpy()
-
-
-def dominant_class(codes: Tensor, classes: int) -> np.ndarray:
-    """The most frequent class index of each sample, the smaller on ties, -1 without any; (B, ...) -> (B,)."""
-    flat = codes.flatten(1)
-    counts = torch.stack([(flat == code).sum(dim=1) for code in range(classes)], dim=1)
-    return torch.where(counts.sum(dim=1) > 0, counts.argmax(dim=1), -1).numpy()
 
 
 def _label(corpus: Corpus, name: str, codes: dict[str, np.ndarray], tags: list[dict[str, Any]]) -> Label:
