@@ -46,7 +46,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 DOORS = {
     "ee": ("mmbuild.sources.earthengine",),
     "zarr": ("mmbuild.cube", "mmbuild.tree", "mmbuild.stream", "mmbuild.export", "mmbuild.foreign"),
-    "h5py": ("mmbuild.export", "mmbuild.importers", "train.probe"),
+    "h5py": ("mmbuild.export", "mmbuild.importers", "train.arrays"),
     "dask": ("mmbuild.cluster",),
     "distributed": ("mmbuild.cluster",),
     "pystac": ("mmbuild.catalog", "mmbuild.sources.stac"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from mmbuild.cube import open_corpus
 from mmbuild.errors import UserError
 from mmbuild.modality import Clear
 from tests.shards import MODALITIES, TinyCorpus, write_corpus
-from train import metrics
+from train import heads, metrics, optim
 from train.config import load_config
-from train.features import dominant_class, image_statistics
+from train.features import dominant_class, image_statistics, random_convolutions
 from train.pretrain import pretrain
-from train.probe import Label, default_labels, main, probe, score_label
+from train.probe import default_labels, main, probe
+from train.scoring import Label, score_label
 
 
 def blobs(n: int, *, spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -115,6 +117,62 @@ def test_the_dominant_class_ignores_missing_pixels() -> None:
     assert dominant_class(codes, 3).tolist() == [1, 2, -1, 0]
 
 
+@pytest.mark.parametrize("hidden", [None, 32])
+def test_a_head_learns_what_is_separable_and_chooses_its_rate_on_val(hidden: int | None) -> None:
+    train, labels = blobs(200, spread=0.2)
+    test, truth = blobs(100, spread=0.2, seed=1)
+    val = blobs(60, spread=0.2, seed=2)
+    said, rate = heads.head_predict(train, labels, val, test, classes=3, hidden=hidden, epochs=60)
+    assert (said == truth).mean() > 0.95
+    assert rate in heads.RATES
+
+
+def test_heads_take_the_steps_of_adamw() -> None:
+    """All rates at once against torch.optim.AdamW with one of them."""
+    train, labels = blobs(50, spread=0.5)
+    x, y = torch.from_numpy(train).float(), torch.from_numpy(labels)
+    many = heads._Heads([8, 3], [1e-3, 3e-2], seed=0)
+    alone = torch.nn.Linear(8, 3)
+    with torch.no_grad():
+        alone.weight.copy_(many._layers[0][0][1].T)
+        alone.bias.copy_(many._layers[0][1][1, 0])
+    many.fit(x, y, epochs=10)
+    optimizer = torch.optim.AdamW(alone.parameters(), lr=0.0, weight_decay=heads.DECAY)
+    for step in range(10):
+        optim.set_rate(optimizer, optim.learning_rate(step + 0.5, peak=3e-2, warmup=heads.WARMUP_EPOCHS, total=10))
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(alone(x), y).backward()
+        optimizer.step()
+    torch.testing.assert_close(many._layers[0][0][1].T, alone.weight, atol=1e-5, rtol=1e-4)
+
+
+def test_clusters_are_matched_to_classes_on_train() -> None:
+    train, labels = blobs(200, spread=0.1)
+    test, truth = blobs(100, spread=0.1, seed=1)
+    assert (metrics.kmeans_predict(train, labels, test, classes=3) == truth).all()
+    renamed = np.array([2, 0, 1])
+    assert (metrics.kmeans_predict(train, renamed[labels], test, classes=3) == renamed[truth]).all()
+
+
+def test_umap_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(UserError, match=r"--methods: umap is not installed; pip install 'mmbuild\[umap\]'"):
+        metrics.umap_axes(np.zeros((4, 2)), np.zeros((2, 2)))
+
+
+def test_random_convolutions_equal_sums_written_out() -> None:
+    image = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    valid = torch.ones_like(image, dtype=torch.bool)
+    valid[1, 2, 3] = False
+    found = random_convolutions(torch.where(valid, image, torch.nan), valid, seed=5)
+    filters = torch.randn(256, 3, 3, 3, generator=torch.Generator().manual_seed(5)).numpy()
+    pixels = torch.where(valid, image, 0.0).numpy()
+    windows = np.lib.stride_tricks.sliding_window_view(pixels, (3, 3), axis=(2, 3))
+    responses = np.einsum("bcyxij,kcij->bkyx", windows, filters)
+    both = [np.maximum(sign * responses - 1, 0).mean(axis=(2, 3)) for sign in (1, -1)]
+    np.testing.assert_allclose(found, np.concatenate(both, axis=1), atol=1e-4)
+
+
 # -- scoring
 
 
@@ -130,7 +188,9 @@ def scored(counts: tuple[int, int, int], *, classes: int = 3) -> dict[str, float
 
 def test_a_feature_that_is_the_label_scores_full_marks() -> None:
     result = scored((60, 12, 30))
-    assert set(result) == {"kNN 5 cosine", "kNN 5 plain", "kNN 20 cosine", "kNN 20 plain", "logistic"}
+    assert set(result) == {
+        "kNN 5 cosine", "kNN 5 plain", "kNN 20 cosine", "kNN 20 plain", "logistic", "linear head", "k-means",
+    }  # fmt: skip
     assert all(accuracy == 1.0 for accuracy in result.values())
 
 
@@ -139,7 +199,7 @@ def test_small_and_empty_splits_are_said_not_raised() -> None:
     codes[-1] = 1
     label = Label(name="x", about="", codes=codes, names=("a", "b"))
     report = score_label(label, {"f": np.random.default_rng(0).normal(size=(6, 3))}, part)
-    assert len(report.scores) == 5
+    assert len(report.scores) == 7
     notes = " ".join(report.notes)
     assert "only 2 test samples" in notes
     assert "no val samples" in notes
@@ -181,10 +241,12 @@ def run(corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_probe_scores_the_model_beside_both_baselines(run: Path, corpus: TinyCorpus) -> None:
     result = probe(run, corpus.open())
-    assert result["dimensions"] == {"image statistics": 21, "untrained encoder": 320, "pretrained encoder": 320}
+    assert result["dimensions"] == {
+        "image statistics": 21, "random convolutions": 512, "untrained encoder": 320, "pretrained encoder": 320,
+    }  # fmt: skip
     assert [report["label"] for report in result["labels"]] == ["cover", "zone"]
     for report in result["labels"]:
-        assert len(report["scores"]) == 3 * 5
+        assert len(report["scores"]) == 4 * 7
         assert all(score["low"] <= score["accuracy"] <= score["high"] for score in report["scores"])
     assert result["same_corpus"] is True
     assert "from the train split of handmade" in result["normalisation"]
@@ -239,7 +301,18 @@ def test_the_command_prints_a_table_or_json(run: Path, corpus: TinyCorpus, capsy
     assert json.loads(capsys.readouterr().out)["corpus"]["synthetic"] is True
     assert main([str(run), str(corpus.path), "--label", "zone"]) == 0
     text = capsys.readouterr().out
-    for word in ("image", "statistics", "untrained", "pretrained", "logistic", "note:", "95 %", "synthetic"):
+    for word in (
+        "image",
+        "statistics",
+        "random",
+        "convolutions",
+        "untrained",
+        "pretrained",
+        "logistic",
+        "note:",
+        "95 %",
+        "synthetic",
+    ):
         assert word in text
 
 

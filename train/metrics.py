@@ -1,4 +1,4 @@
-"""Scores of frozen features: nearest neighbours, logistic regression, and how sure one can be of an accuracy.
+"""Scores of frozen features: neighbours, logistic regression, clusters, and how sure one can be of an accuracy.
 
 Features are (n, d) float arrays, labels (n,) int. Everything random comes from a seed.
 """
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from mmbuild.errors import UserError
 
 # Inverse regularisation strengths, one a decade: from "the majority class" to "as if there were none".
 C_GRID = tuple(float(f"1e{power}") for power in range(-5, 5))
@@ -106,3 +108,41 @@ def bootstrap_interval(hits: np.ndarray, *, seed: int, draws: int = 2000, level:
 def most_frequent(labels: Sequence[int] | np.ndarray) -> int:
     """The class seen most often; ties go to the smaller."""
     return int(np.bincount(np.asarray(labels)).argmax())
+
+
+def kmeans_predict(train: np.ndarray, labels: np.ndarray, test: np.ndarray, *, classes: int) -> np.ndarray:
+    """The class of each test sample's cluster: as many clusters of train samples as classes, matched one to one.
+
+    k-means++ with ten restarts; the Hungarian method matches clusters to classes so that most train samples agree.
+    Source: CROMA's protocol, but matched on train samples, so that the test samples' own labels choose nothing.
+    """
+    from scipy.optimize import linear_sum_assignment
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    clusters = min(classes, len(train))
+    with warnings.catch_warnings(), threadpool_limits(1 if train.size < ONE_THREAD_BELOW else None):
+        # Fewer distinct samples than clusters leave some clusters empty, which is no fault.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = KMeans(n_clusters=clusters, n_init=10, random_state=0).fit(train)
+    agreement = np.zeros((clusters, classes))
+    np.add.at(agreement, (found.labels_, labels), 1)
+    rows, columns = linear_sum_assignment(agreement, maximize=True)
+    matched = np.empty(clusters, dtype=np.int64)
+    matched[rows] = columns
+    return matched[found.predict(test)]
+
+
+def umap_axes(train: np.ndarray, test: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Both sets in the two dimensions that UMAP finds on ``train``; UserError without the package."""
+    try:
+        from umap import UMAP
+    except ImportError:
+        fix = "pip install 'mmbuild[umap]', or leave umap out of --methods"
+        raise UserError("--methods: umap is not installed", fix=fix) from None
+    with warnings.catch_warnings():
+        # It says that a seed means one thread.
+        warnings.simplefilter("ignore", UserWarning)
+        found = UMAP(n_components=2, random_state=seed).fit(train)
+        return np.asarray(found.embedding_, dtype=np.float64), np.asarray(found.transform(test), dtype=np.float64)

@@ -1,7 +1,8 @@
-"""What frozen features know: ``python -m train.probe CHECKPOINT OUT [--label NAME] [--json]``.
+"""What frozen features know: ``python -m train.probe CHECKPOINT DATA [--label NAME] [--methods ...] [--json]``.
 
-The encoder is never trained here. Nearest neighbours and logistic regression learn on the train split and are scored
-on test, always beside two floors: statistics of the image, and the same encoder with untrained weights.
+DATA is a built corpus, a .npz file of labelled images or features, or a folder of GEO-Bench. The encoder is never
+trained here. Classifiers learn on the train split and are scored on test, always beside three floors: statistics of the
+image, random convolutions, and the same encoder with untrained weights.
 """
 
 from __future__ import annotations
@@ -10,71 +11,41 @@ import argparse
 import io
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torch import Tensor
 
 from mmbuild.cube import Corpus, open_corpus
 from mmbuild.errors import MMBuildError, UserError
 from mmbuild.modality import Modality
 from mmbuild.stream.loader import Loader
-from train import metrics
+from train.arrays import Labelled, is_labelled, read_labelled
 from train.checkpoint import Checkpoint, open_checkpoint
 from train.config import model_file, read_dumped
-from train.features import dominant_class, image_statistics
+from train.features import dominant_class, image_statistics, random_convolutions
+from train.scoring import DEFAULT_METHODS, METHODS, Label, score_label
+from train.views import SCALINGS, Viewer
 
-SPLITS = ("train", "val", "test")
-NEIGHBOURS = (5, 20)
 BATCH = 32
-# Below this many test samples an accuracy is a rough guess: the 95 % interval is wider than 20 points.
-FEW = 100
-# The untrained encoder draws its weights from another seed than any training run is likely to use.
+# The untrained encoder and the random filters draw from another seed than any training run is likely to use.
 UNTRAINED_SEED = 2**31 - 1
+STATISTICS, CONVOLUTIONS = "image statistics", "random convolutions"
+UNTRAINED, PRETRAINED = "untrained encoder", "pretrained encoder"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """One classifier on one kind of features: accuracy on test with its 95 % bootstrap interval."""
-
-    features: str
-    method: str
-    accuracy: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelReport:
-    """All scores for one label. majority: accuracy of always saying train's most frequent class."""
-
-    label: str
-    about: str
-    classes: int
-    counts: dict[str, int]
-    majority: float | None
-    scores: list[Score]
-    notes: list[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Label:
-    """One label: ``codes`` (n,) int, -1 where a sample has none; ``names`` by code."""
-
-    name: str
-    about: str
-    codes: np.ndarray
-    names: tuple[str, ...]
-
-
-def probe(path: Path, corpus: Corpus, labels: Sequence[str] = ()) -> dict[str, Any]:
+def probe(
+    path: Path, corpus: Corpus, labels: Sequence[str] = (), methods: Sequence[str] = DEFAULT_METHODS
+) -> dict[str, Any]:
     """Score a checkpoint on a corpus; plain values, as ``--json`` prints them.
 
     labels: modalities or tags; by default the first pixel-level and the first image-level classes of the corpus.
@@ -99,10 +70,11 @@ def probe(path: Path, corpus: Corpus, labels: Sequence[str] = ()) -> dict[str, A
             {"name": source["name"], "side": int(field.shape[-1])}
             for source, field in zip(found.about["inputs"], loader.fields, strict=False)
         ],
-        "normalisation": f"(value - mean) / std by band, from the train split of {corpus.recipe.name}; masked pixels 0",
+        "normalisation": f"{SCALINGS[_config(found).view.scaling]}, from the train split of {corpus.recipe.name}; "
+        "masked pixels 0",
         "feature_scaling": "each feature standardised on the train split",
         "dimensions": {name: int(x.shape[1]) for name, x in features.items()},
-        "labels": [asdict(score_label(label, features, part)) for label in made],
+        "labels": [asdict(score_label(label, features, part, methods)) for label in made],
     }
 
 
@@ -142,33 +114,70 @@ def _catalogue(corpus: Corpus) -> tuple[dict[str, str], dict[str, dict[str, Any]
     return {item["id"]: item["split"] or "" for item in items}, tags
 
 
-@torch.inference_mode()
+def _config(found: Checkpoint) -> Any:
+    return read_dumped(found.config)
+
+
+@torch.no_grad()
 def _collect(
     found: Checkpoint, loader: Loader, labels: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[str]]:
     """Features by kind (n, d), class codes by categorical label (n,), and sample ids."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    file, arguments = model_file(found.about["model"]), found.about["arguments"]
-    trained = file.build(arguments, torch.Generator().manual_seed(0))
-    found.load_weights(trained)
-    untrained = file.build(arguments, torch.Generator().manual_seed(UNTRAINED_SEED))
-    models = {"untrained encoder": untrained.to(device).eval(), "pretrained encoder": trained.to(device).eval()}
+    models = _models(found)
+    view = Viewer(_config(found).view, loader.fields, side=_config(found).model.crop, seed=0, still=True)
     sources = [source["name"] for source in found.about["inputs"]]
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("image statistics", *models)}
-    fields = {f.name: f for f in loader.fields if f.name in labels and f.is_categorical}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in (STATISTICS, CONVOLUTIONS, *models)}
+    fields = {f.name: f for f in view.fields if f.name in labels and f.is_categorical}
     codes: dict[str, list[np.ndarray]] = {name: [] for name in fields}
     ids: list[str] = []
     for batch in loader:
-        ids += batch["id"]
-        statistics = [image_statistics(batch[source], batch[f"{source}_mask"]) for source in sources]
-        parts["image statistics"].append(np.concatenate(statistics, axis=1))
-        entry = {key: batch[key].to(device) for source in sources for key in (source, f"{source}_mask")}
-        for name, model in models.items():
-            parts[name].append(model.features(entry).float().cpu().numpy())
+        seen = view(batch)
+        ids += seen["id"]
+        _add(parts, _floors({source: (seen[source], seen[f"{source}_mask"]) for source in sources}))
+        entry = {key: seen[key] for source in sources for key in (source, f"{source}_mask")}
+        _add(parts, _encoded(models, entry))
         for name, field in fields.items():
-            codes[name].append(dominant_class(batch[name], field.n_classes))
-    features = {name: np.concatenate(arrays).astype(np.float64) for name, arrays in parts.items()}
-    return features, {name: np.concatenate(arrays) for name, arrays in codes.items()}, ids
+            codes[name].append(dominant_class(seen[name], field.n_classes))
+    return _joined(parts), {name: np.concatenate(arrays) for name, arrays in codes.items()}, ids
+
+
+def _models(found: Checkpoint) -> dict[str, Any]:
+    """The encoder with untrained and with pretrained weights, on the device there is."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    file, arguments = model_file(found.about["model"]), found.about["arguments"]
+    untrained, trained = (file.build(arguments, torch.Generator().manual_seed(s)) for s in (UNTRAINED_SEED, 0))
+    found.load_weights(trained)
+    return {UNTRAINED: untrained.to(device).eval(), PRETRAINED: trained.to(device).eval()}
+
+
+def _floors(images: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, np.ndarray]:
+    """What needs no encoder."""
+    statistics = [image_statistics(*pair) for pair in images.values()]
+    convolved = [random_convolutions(*pair, seed=UNTRAINED_SEED) for pair in images.values()]
+    return {STATISTICS: np.concatenate(statistics, axis=1), CONVOLUTIONS: np.concatenate(convolved, axis=1)}
+
+
+def _encoded(models: Mapping[str, Any], entry: Mapping[str, Tensor], alone: str | None = None) -> dict[str, np.ndarray]:
+    """Features of every model; alone: the one input that there is, of a model that encodes each by itself."""
+    made = {}
+    for name, model in models.items():
+        moved = {key: value.to(next(model.parameters()).device) for key, value in entry.items()}
+        if alone is None or not hasattr(model, "sensors"):
+            features = model.features(moved)
+        else:
+            role = next(role for role, sensor in model.sensors.items() if sensor.name == alone)
+            features = model.encode(moved)[f"pooled_{role}"]
+        made[name] = features.float().cpu().numpy()
+    return made
+
+
+def _add(parts: Mapping[str, list[np.ndarray]], found: Mapping[str, np.ndarray]) -> None:
+    for name, features in found.items():
+        parts[name].append(features)
+
+
+def _joined(parts: Mapping[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate(arrays).astype(np.float64) for name, arrays in parts.items()}
 
 
 def _label(corpus: Corpus, name: str, codes: dict[str, np.ndarray], tags: list[dict[str, Any]]) -> Label:
@@ -188,59 +197,95 @@ def _label(corpus: Corpus, name: str, codes: dict[str, np.ndarray], tags: list[d
     return Label(name=name, about="tag", codes=np.array(places), names=tuple(names))
 
 
-# -- scoring
+# -- images and features that a user brings
 
 
-def score_label(label: Label, features: dict[str, np.ndarray], part: np.ndarray) -> LabelReport:
-    """Every classifier on every kind of features; a split that is too small is said, not raised."""
-    rows = {split: np.flatnonzero((part == split) & (label.codes >= 0)) for split in SPLITS}
-    counts = {split: len(index) for split, index in rows.items()}
-    truth = {split: label.codes[index] for split, index in rows.items()}
-    scores: list[Score] = []
-    majority = None
-    if counts["train"] and counts["test"]:
-        majority = float((truth["test"] == metrics.most_frequent(truth["train"])).mean())
-        for name, x in features.items():
-            scores += _scores(name, {split: x[index] for split, index in rows.items()}, truth)
-    return LabelReport(
-        label=label.name, about=label.about, classes=len(np.unique(label.codes[label.codes >= 0])), counts=counts,
-        majority=majority, scores=scores, notes=_notes(counts, truth),
-    )  # fmt: skip
+def probe_labelled(
+    path: Path, given: Labelled, *, input: str | None, bands: Sequence[str] = (), methods: Sequence[str]
+) -> dict[str, Any]:
+    """Score a checkpoint on labelled images, or features as they came; plain values, as ``--json`` prints them.
+
+    input: which of the model's inputs the images are, the first when left out. bands: the model's names of the images'
+    bands, in the images' order; their own names when left out. Raises UserError where a band of the model is missing.
+    """
+    found = open_checkpoint(path)
+    inputs, told = [], given.normalisation
+    if given.is_images:
+        source = _source(found, input)
+        features = _encode_images(found, given, source, list(bands) or list(given.bands))
+        side = _fitting(given.x.shape[-1], source["patch"])
+        inputs = [{"name": source["name"], "side": side}]
+        told += "; missing pixels 0" + ("" if side == given.x.shape[-1] else f"; resized from {given.x.shape[-1]} px")
+        if _config(found).view.scaling != "standard":
+            told += f"; then {SCALINGS[_config(found).view.scaling]}"
+    else:
+        features = {"features": given.x.astype(np.float64)}
+    names = tuple(map(str, range(int(given.labels.max()) + 1)))
+    label = Label(name="y", about="given", codes=given.labels, names=names)
+    report = asdict(score_label(label, features, given.split, methods))
+    if not given.is_images:
+        report["notes"].append("features came without their images: there are no baselines to compare with")
+    return {
+        "checkpoint": str(found.path), "step": found.about["step"],
+        "corpus": {"url": str(path), "name": given.name, "synthetic": False},
+        "pretraining_corpus": found.about["corpus"], "same_corpus": False, "inputs": inputs, "normalisation": told,
+        "feature_scaling": "each feature standardised on the train split",
+        "dimensions": {name: int(x.shape[1]) for name, x in features.items()}, "labels": [report],
+    }  # fmt: skip
 
 
-def _scores(name: str, x: dict[str, np.ndarray], truth: dict[str, np.ndarray]) -> Iterable[Score]:
-    train, val, test = metrics.standardise(x["train"], x["val"], x["test"])
-    classes = int(truth["train"].max()) + 1
-    for k in NEIGHBOURS:
-        for weighted in (True, False):
-            said = metrics.knn_predict(train, truth["train"], test, k=k, weighted=weighted, classes=classes)
-            yield _score(name, f"kNN {k} {'cosine' if weighted else 'plain'}", said == truth["test"])
-    said, _ = metrics.logistic_predict(train, truth["train"], (val, truth["val"]), test)
-    yield _score(name, "logistic", said == truth["test"])
+def _source(found: Checkpoint, name: str | None) -> dict[str, Any]:
+    known = {source["name"]: source for source in found.about["inputs"]}
+    if name is not None and name not in known:
+        raise UserError(f"--input: the model has no input {name!r}", fix=f"choose from {', '.join(known)}")
+    found_source: dict[str, Any] = known[name or next(iter(known))]
+    return found_source
 
 
-def _score(features: str, method: str, hits: np.ndarray) -> Score:
-    low, high = metrics.bootstrap_interval(hits, seed=0)
-    return Score(features=features, method=method, accuracy=float(hits.mean()), low=low, high=high)
+def _fitting(side: int, patch: int) -> int:
+    """The side itself, or the nearest that patches divide."""
+    return max(1, round(side / patch)) * patch
 
 
-def _notes(counts: dict[str, int], truth: dict[str, np.ndarray]) -> list[str]:
-    """What a reader must know about splits that are too small to trust."""
-    empty = [split for split in ("train", "test") if not counts[split]]
-    if empty:
-        return [f"not scored: split {' and '.join(empty)} has no labelled sample"]
-    notes = []
-    if counts["test"] < FEW:
-        notes.append(f"only {counts['test']} test samples: the intervals are wide, small differences mean nothing")
-    if not counts["val"]:
-        notes.append("no val samples: logistic regression uses C = 1 instead of choosing it")
-    if counts["train"] < max(NEIGHBOURS):
-        notes.append(f"only {counts['train']} train samples: kNN {max(NEIGHBOURS)} takes them all")
-    unseen = np.setdiff1d(truth["test"], truth["train"])
-    if len(unseen):
-        missed = int(np.isin(truth["test"], unseen).sum())
-        notes.append(f"{missed} test samples have a class that train does not have; they count as errors")
-    return notes
+@torch.no_grad()
+def _encode_images(
+    found: Checkpoint, given: Labelled, source: Mapping[str, Any], bands: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Features by kind; the model's other inputs are missing."""
+    if len(bands) != given.x.shape[1]:
+        raise UserError(
+            f"--bands: {len(bands)} names for {given.x.shape[1]} bands", fix="name every band of the images"
+        )
+    missing = [band for band in source["bands"] if band not in bands]
+    if missing:
+        reason = f"the images have no band {', '.join(missing)} of {source['name']}; they have {', '.join(bands)}"
+        raise UserError(reason, fix="say with --bands which of the model's bands they are, in the images' order")
+    models, satmae = _models(found), _config(found).view.scaling == "satmae"
+    places, side = [bands.index(band) for band in source["bands"]], _fitting(given.x.shape[-1], source["patch"])
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in (STATISTICS, CONVOLUTIONS, *models)}
+    for start in range(0, len(given.x), BATCH):
+        values = torch.from_numpy(given.x[start : start + BATCH])
+        valid = values.isfinite()
+        values = torch.where(valid, values, 0.0)
+        _add(parts, _floors({"images": (values, valid)}))
+        values, valid = values[:, places], valid[:, places]
+        if side != values.shape[-1]:
+            values = F.interpolate(values, (side, side), mode="bilinear", antialias=True)
+            valid = F.interpolate(valid.float(), (side, side)) > 0
+        values = torch.where(valid, ((values + 2) / 4).clamp(0, 1) if satmae else values, 0.0)
+        _add(parts, _encoded(models, _with_absent(found, source, values, valid), source["name"]))
+    return _joined(parts)
+
+
+def _with_absent(found: Checkpoint, source: Mapping[str, Any], values: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    """A batch with one input, and with every other one missing."""
+    entry = {source["name"]: values, f"{source['name']}_mask": valid}
+    for other in found.about["inputs"]:
+        if other["name"] != source["name"]:
+            side = _fitting(round(values.shape[-1] * source["gsd"] / other["gsd"]), other["patch"])
+            blank = torch.zeros(len(values), len(other["bands"]), side, side)
+            entry |= {other["name"]: blank, f"{other['name']}_mask": blank > 0}
+    return entry
 
 
 # -- printing
@@ -288,12 +333,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code: 0 done, 2 wrong input, 1 other errors."""
     parser = argparse.ArgumentParser(prog="python -m train.probe", description="Score the frozen features of a model.")
     parser.add_argument("checkpoint", type=Path, help="a training run's `out`, or one of its checkpoints")
-    parser.add_argument("corpus", help="a built corpus")
+    parser.add_argument("data", help="a built corpus, a .npz with x, y and split, or a folder of GEO-Bench")
     parser.add_argument("--label", action="append", default=[], help="categorical modality or tag; may be repeated")
+    parser.add_argument("--methods", default=",".join(DEFAULT_METHODS), help=f"of {', '.join(METHODS)}")
+    parser.add_argument("--input", help="which input of the model images are, for .npz and GEO-Bench")
+    parser.add_argument("--bands", default="", help="the model's names of the images' bands, as B1,B2,...")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args(arguments)
     try:
-        result = probe(options.checkpoint, open_corpus(options.corpus), options.label)
+        result = _run(options)
     except MMBuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -302,6 +350,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         _print(result, Console())
     return 0
+
+
+def _run(options: argparse.Namespace) -> dict[str, Any]:
+    methods = options.methods.split(",")
+    for method in methods:
+        if method not in METHODS:
+            raise UserError(f"--methods: there is no {method!r}", fix=f"choose from {', '.join(METHODS)}")
+    path = Path(options.data)
+    if not is_labelled(path):
+        return probe(options.checkpoint, open_corpus(options.data), options.label, methods)
+    bands = [band for band in options.bands.split(",") if band]
+    return probe_labelled(options.checkpoint, read_labelled(path), input=options.input, bands=bands, methods=methods)
 
 
 if __name__ == "__main__":
