@@ -4,6 +4,7 @@ PYTHON ?= $(firstword $(shell command -v python3.11) $(shell command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/installed
 # Two processes, because the tests are measured against a machine with two cores; files stay whole for their fixtures.
+# What is measured runs by itself, after everything else.
 PYTEST := $(BIN)/python -m pytest
 
 .PHONY: help install demo test accept catalogs constraints clean
@@ -46,7 +47,8 @@ test: $(INSTALLED)
 
 accept: $(INSTALLED)
 	@test -d ../shared || { echo "make accept needs the shared folder beside this one: $(abspath ../shared) is not there"; exit 1; }
-	$(PYTEST) tests/acceptance -n 2 --dist loadfile
+	$(PYTEST) tests/acceptance --ignore=tests/acceptance/measured -n 2 --dist loadfile
+	$(PYTEST) tests/acceptance/measured
 
 catalogs: $(INSTALLED)
 	$(BIN)/python catalogs/make.py

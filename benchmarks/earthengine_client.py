@@ -31,7 +31,7 @@ from mmbuild.build import build_corpus
 from mmbuild.recipe import load_recipe
 
 RECIPES = Path(__file__).parent / "recipes"
-# Recipe -> the most requests a sample may cost on average, without those of rejected places.
+# Recipe -> the most requests a stored sample may cost on average, without those of rejected places.
 MOST = {"mmearth_like": 1.1, "ssl4eo_date_like": 1.1, "scale_alibi_like": 2.1}
 LATENCIES_MS = (50, 300, 1000)
 # How shards are built -> worker processes of a local cluster, or of a scheduler that is started by hand.
@@ -136,13 +136,15 @@ def build(recipe: str, url: str, samples: int, **options: Any) -> tuple[dict[str
 
 
 def requests_per_sample(recipe: str, samples: int) -> tuple[float, float]:
-    """Requests a sample, without those of alternate places and with them."""
+    """Requests a stored sample, without the rejected places' share of the searches and with it.
+
+    A search asks for many places at once, so a rejected one has its part of it; pixels asked for in vain count in both.
+    """
     with sandbox("--canned") as url:
         found, _ = build(recipe, url, samples)
-    asked = found["requests"]
-    total = asked["metadata_requests"] + asked["pixel_requests"]
-    done = sum(found["samples"].values())
-    return (total - asked.get("alternate_requests", 0)) / done, total / done
+    asked, stored = found["requests"], found["samples"]["stored"]
+    searches, pixels = asked["metadata_requests"], asked["pixel_requests"]
+    return (searches * stored / asked["places"] + pixels) / stored, (searches + pixels) / stored
 
 
 def throughput(latency_ms: float, crew: str, samples: int) -> dict[str, float]:

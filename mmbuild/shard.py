@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from copy import copy
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -116,7 +115,8 @@ def gather(
     history: dict[int, list[str]] = {slot: [] for slot in queues}
     stops: list[str] = []
     while any(queues.values()) and not stops:
-        batch, before = [queue.pop(0) for queue in queues.values() if queue], copy(source.usage)
+        batch = [queue.pop(0) for queue in queues.values() if queue]
+        source.usage.add(Usage(places=len(batch)))
         for outcome in _attempts(recipe, source, batch, readers, step, stops):
             slot = outcome.sample.slot
             history[slot].append(outcome.reason)
@@ -127,8 +127,6 @@ def gather(
                 outcome.reason = _whole_story(history[slot])
             if not queues[slot]:
                 done[slot] = outcome
-        if any(sample.alternate for sample in batch):
-            source.usage.add(Usage(alternate_requests=source.usage.since(before).requests))
     return done, stops[0] if stops else ""
 
 

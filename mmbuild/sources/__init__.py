@@ -58,8 +58,8 @@ class Usage:
     """What a source was asked: counts of requests that were answered, of retries, and what all of them cost.
 
     bytes: received, and sent_bytes: sent, as they went over the wire. eecu_seconds: Earth Engine compute units times
-    seconds, as far as answers tell (the live service's do not). alternate_requests: those of both kinds that were made
-    for alternates of places that had been rejected. Threads share one, so it only ever grows through ``add``.
+    seconds, as far as answers tell (the live service's do not). places: that scenes were looked for at, those rejected
+    later and their alternates included. Threads share one, so it only ever grows through ``add``.
     """
 
     metadata_requests: int = 0
@@ -68,7 +68,7 @@ class Usage:
     bytes: int = 0
     sent_bytes: int = 0
     eecu_seconds: float = 0.0
-    alternate_requests: int = 0
+    places: int = 0
 
     @property
     def requests(self) -> int:
