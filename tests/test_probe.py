@@ -64,8 +64,13 @@ def test_a_probe_says_what_it_spent(forecast: Forecast) -> None:
 
 def test_samples_share_metadata_requests_as_a_shard_does() -> None:
     plain = table_of([[Visit(screened=[2], read=True)]] * 70)
-    # 70 samples lie in blocks of 64 and 6: two searches and one for 32 pairs of scenes each, and one search and screen.
-    np.testing.assert_array_equal(shard_of(plain), [2 + 1, 70, 2 + 1, 140, 70, 70])
+    # 70 samples lie in blocks of 64 and 6, each with one search and one request for its pairs of scenes.
+    np.testing.assert_array_equal(shard_of(plain), [1 + 1, 70, 1 + 1, 140, 70, 70])
+
+
+def test_more_pairs_than_one_request_takes_are_screened_in_several() -> None:
+    plain = table_of([[Visit(screened=[3], read=True)]] * 64)
+    np.testing.assert_array_equal(shard_of(plain), [1, 64, 2, 192, 64, 64])
 
 
 def test_a_second_place_costs_a_round_of_its_own() -> None:

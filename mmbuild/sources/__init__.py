@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 SANDBOX = "sandbox"
 
 # Samples whose scenes are asked for in one metadata request, and pairs of a sample and a scene screened in one: the
-# expression stays far below the 10 MB that a request may have, the answer below 5,000 elements a list.
-SAMPLES_PER_REQUEST = 32
-PAIRS_PER_REQUEST = 64
+# expression stays far below the 10 MB that a request may have, the answer below 5,000 elements a list. What
+# turns out too much for the service is halved.
+SAMPLES_PER_REQUEST = 64
+PAIRS_PER_REQUEST = 128
 
 # computePixels rejects answers above 48 MB, counted with one mask byte per value, and of more bands (Earth Engine REST
 # reference).
