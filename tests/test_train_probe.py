@@ -194,6 +194,20 @@ def test_a_feature_that_is_the_label_scores_full_marks() -> None:
     assert all(accuracy == 1.0 for accuracy in result.values())
 
 
+def test_gains_are_paired_by_sample() -> None:
+    """Two kinds of features that are right about the same samples differ by nothing, whatever their own intervals."""
+    part, codes = np.repeat(["train", "val", "test"], (60, 12, 40)), np.arange(112) % 2
+    half = np.where(np.arange(112) % 4 < 2, codes, 0)  # tells every second pair apart
+    features = {"same": np.eye(2)[half], "whole": np.eye(2)[codes], "half": np.eye(2)[half]}
+    label = Label(name="x", about="", codes=codes, names=("a", "b"))
+    report = score_label(label, features, part, ["logistic"])
+    accuracy = {score.features: score.accuracy for score in report.scores}
+    gains = {one.over: (one.gain, one.low, one.high) for one in report.differences}
+    assert gains["same"] == (0, 0, 0)
+    assert gains["whole"][0] == pytest.approx(accuracy["half"] - accuracy["whole"])
+    assert gains["whole"][2] < 0
+
+
 def test_small_and_empty_splits_are_said_not_raised() -> None:
     codes, part = np.zeros(6, dtype=int), np.array(["train"] * 4 + ["test"] * 2)
     codes[-1] = 1

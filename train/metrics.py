@@ -97,7 +97,7 @@ def _fit(x: np.ndarray, y: np.ndarray, c: float) -> Any:
 
 
 def bootstrap_interval(hits: np.ndarray, *, seed: int, draws: int = 2000, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of the mean of ``hits`` (n,) bool under resampling of samples."""
+    """Percentile interval of the mean of ``hits`` (n,), bool or differences, under resampling of samples."""
     generator = np.random.Generator(np.random.PCG64(seed))
     picks = generator.integers(0, len(hits), (draws, len(hits)))
     means = hits[picks].mean(axis=1)

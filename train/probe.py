@@ -11,7 +11,7 @@ import argparse
 import io
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ from train.scoring import DEFAULT_METHODS, METHODS, Label, score_label
 from train.views import SCALINGS, Viewer
 
 BATCH = 32
+# The method whose gains are printed; --json has those of all.
+COMPARED = "logistic"
 # The untrained encoder and the random filters draw from another seed than any training run is likely to use.
 UNTRAINED_SEED = 2**31 - 1
 STATISTICS, CONVOLUTIONS = "image statistics", "random convolutions"
@@ -300,6 +302,8 @@ def _print(result: dict[str, Any], console: Console) -> None:
         console.print(f"\n[bold]{escape(_heading(report))}[/]", highlight=False, soft_wrap=True)
         if report["scores"]:
             console.print(_table(report))
+        for line in _gains(report):
+            console.print(escape(line), highlight=False, soft_wrap=True)
         for note in report["notes"]:
             console.print(f"note: {escape(note)}", highlight=False, soft_wrap=True)
     seen = ", ".join(f"{source['name']}, {source['side']} px" for source in result["inputs"])
@@ -323,6 +327,14 @@ def _table(report: dict[str, Any]) -> Table:
         own = {s["features"]: s for s in report["scores"] if s["method"] == method}
         table.add_row(method, *(_cell(own[kind]) for kind in kinds))
     return table
+
+
+def _gains(report: dict[str, Any]) -> Iterator[str]:
+    """What the trained encoder gains over every floor, with one method."""
+    for one in report["differences"]:
+        if one["method"] == COMPARED:
+            interval = f"{100 * one['low']:+.0f} to {100 * one['high']:+.0f}"
+            yield f"{COMPARED}, gain over {one['over']}: {100 * one['gain']:+.1f} points ({interval}, paired bootstrap)"
 
 
 def _cell(score: dict[str, Any]) -> str:
