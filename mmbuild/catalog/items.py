@@ -34,7 +34,7 @@ RESERVED = frozenset({
 _EDGE_M = 5000.0
 # What a commit record says of a chip that an asset repeats.
 _PROVENANCE = [
-    "epsg", "x0", "y0", "gsd", "height", "width", "scene_ids", "datetime", "window_start", "window_end", "first",
+    "epsg", "lat", "x0", "y0", "gsd", "height", "width", "scene_ids", "datetime", "window_start", "window_end", "first",
     "last", "scene_count", "delta_days", "clear_fraction", "valid_fraction",
 ]  # fmt: skip
 # STAC wants an interval where a date is not known: imported files may not even tell the years.
@@ -44,6 +44,7 @@ _OF_SAMPLES = [
     "slot", "sample_id", "alternate", "sample_status", "lon", "lat", "epsg", "x0", "y0", "anchor_time", "tags",
     "datetime", "window_start", "window_end",
 ]  # fmt: skip
+WEB_MERCATOR = 3857
 Dates = Callable[[Modality, pa.Table], dict[str, pa.Array]]
 _TIMESTAMP = pa.timestamp("ms", tz="UTC")
 _LINK = pa.struct([("href", pa.string()), ("rel", pa.string()), ("type", pa.string())])
@@ -294,10 +295,14 @@ def _one_chunk(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def _grid(rows: pa.Table) -> dict[str, pa.Array]:
-    """Where the pixels lie: pixel size, CRS, affine of the outer corner (row by row), shape (height, width)."""
+    """Where the pixels lie: CRS, affine of the outer corner (row by row), shape (height, width), and their size.
+
+    gsd is in metres on the ground: web-mercator metres shrink with the cosine of the latitude.
+    """
     gsd, zero = rows["gsd"], pc.multiply(rows["gsd"], 0.0)
+    shrink = pc.if_else(pc.equal(rows["epsg"], WEB_MERCATOR), pc.cos(pc.multiply(rows["lat"], np.pi / 180)), 1.0)
     return {
-        "gsd": gsd,
+        "gsd": pc.multiply(gsd, shrink),
         "proj:code": _codes(rows["epsg"]),
         # The corner first: where it is not known there is no transform.
         "proj:transform": _zipped([rows["x0"], gsd, zero, rows["x0"], zero, pc.negate(gsd), rows["y0"]], skip=1),
