@@ -258,11 +258,11 @@ def test_c4_target_patches_are_standardised_over_both_sensors_or_each_for_itself
         with torch.no_grad():
             small[norm_pix] = {name: value.item() for name, value in model(batch, kept).per_task.items()}
     # A prediction of 0 errs by the target's mean square: 1 for what is standardised by itself (n - 1 of n values).
-    assert small["sensor"]["s1"] == pytest.approx(31 / 32, rel=1e-4)
-    assert small["sensor"]["s2"] == pytest.approx(31 / 32, rel=1e-4)
-    assert small["joint"]["s1"] > 1.9
-    assert small["joint"]["s2"] < 0.1
-    assert small["none"]["s1"] > 1e3
+    assert small["sensor"]["radar"] == pytest.approx(31 / 32, rel=1e-4)
+    assert small["sensor"]["optical"] == pytest.approx(31 / 32, rel=1e-4)
+    assert small["joint"]["radar"] > 1.9
+    assert small["joint"]["optical"] < 0.1
+    assert small["none"]["radar"] > 1e3
     assert croma().norm_pix == croma(compat="reference").norm_pix == "joint"
 
 

@@ -88,7 +88,7 @@ class CROMA(nn.Module):
     @property
     def loss_names(self) -> tuple[str, ...]:
         """What ``forward`` reports, in its order."""
-        return CONTRASTIVE, self.sensors[OPTICAL].name, self.sensors[RADAR].name
+        return CONTRASTIVE, OPTICAL, RADAR
 
     def masks(self, batch: Mapping[str, Any], *, seed: int, epoch: int) -> dict[str, Tensor]:
         """Which patches of each sample stay visible, by sensor, (B, N), keyed by sample id."""

@@ -95,7 +95,7 @@ class ScaleALiBi(nn.Module):
     @property
     def loss_names(self) -> tuple[str, ...]:
         """What ``forward`` reports, in its order."""
-        return CONTRASTIVE, *(self.sensors[role].name for role in DECODED)
+        return CONTRASTIVE, *DECODED
 
     def masks(self, batch: Mapping[str, Any], *, seed: int, epoch: int) -> dict[str, Tensor]:
         """Which patches of each sample stay visible, by sensor, (B, N), keyed by sample id.
