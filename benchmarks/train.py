@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -320,11 +319,17 @@ def peak_memory(case_index: int, straightforward: bool, batch: int) -> float:
 
 
 def _peak_memory(case_index: int, straightforward: bool, batch: int) -> float:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _high_water_mb()
     runner = Runner(case=CASES[case_index], straightforward=straightforward, device=torch.device("cpu"), batch=batch)
     for _ in range(2):
         runner.step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return _high_water_mb() - before
+
+
+def _high_water_mb() -> float:
+    """Most memory this process has held, as Linux counts it (getrusage would count its parent's, too)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def measure(case: Case, *, device: torch.device, steps: int, rate: float, compiles: bool, memory: bool) -> list[Result]:
