@@ -278,16 +278,14 @@ def _locations(store: Store, recipe: Recipe, samples: int | None, source: Source
 
 
 def _read_locations(store: Store) -> Any:
-    import io
-
     import geopandas as gpd
+    import pyarrow as pa
 
-    return gpd.read_parquet(io.BytesIO(store.get("locations.parquet")))
+    # Not io.BytesIO: a process that gave one to pyarrow was seen to abort at its end.
+    return gpd.read_parquet(pa.BufferReader(store.get("locations.parquet")))
 
 
 def _geoparquet(table: Any) -> bytes:
-    import io
-
     sink = io.BytesIO()
     table.to_parquet(sink, index=False, compression="zstd")
     return sink.getvalue()
@@ -315,10 +313,11 @@ def _tasks(store: Store, recipe: Recipe, todo: Sequence[int]) -> Iterator[Task]:
 
 def _rows(store: Store) -> Iterator[dict[str, Any]]:
     """The rows of locations.parquet in the order of their slots, without their geometry."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     key = "locations.parquet"
-    with pq.ParquetFile(store.handle(key) if store.is_local else io.BytesIO(store.get(key))) as file:
+    with pq.ParquetFile(store.handle(key) if store.is_local else pa.BufferReader(store.get(key))) as file:
         columns = [name for name in file.schema_arrow.names if name != "geometry"]
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
             yield from batch.to_pylist()

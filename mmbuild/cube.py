@@ -237,11 +237,9 @@ class Corpus:
         return pa.concat_tables(parts).combine_chunks()
 
     def locations(self) -> gpd.GeoDataFrame:
-        import io
-
         import geopandas as gpd
 
-        return gpd.read_parquet(io.BytesIO(self.store.get("locations.parquet")))
+        return gpd.read_parquet(pa.BufferReader(self.store.get("locations.parquet")))
 
     def open_xarray(self) -> xr.DataTree:
         """The cube as a lazy tree, one node per modality; missing pixels are NaN."""

@@ -8,7 +8,6 @@ image, random convolutions, and the same encoder with untrained weights.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
@@ -110,7 +110,7 @@ def _loader(found: Checkpoint, corpus: Corpus, labels: Sequence[str]) -> Loader:
 
 def _catalogue(corpus: Corpus) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
     """Split and tags of every catalogued sample, by id."""
-    items = pq.read_table(io.BytesIO(corpus.store.get("items.parquet")), columns=["id", "split"]).to_pylist()
+    items = pq.read_table(pa.BufferReader(corpus.store.get("items.parquet")), columns=["id", "split"]).to_pylist()
     rows = corpus.records().select(["sample_id", "tags"]).group_by("sample_id").aggregate([("tags", "min")]).to_pylist()
     tags = {row["sample_id"]: json.loads(row["tags_min"] or "{}") for row in rows}
     return {item["id"]: item["split"] or "" for item in items}, tags

@@ -6,7 +6,6 @@ or how the corpus was built, and no product is named that is not inside.
 
 from __future__ import annotations
 
-import io
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -39,7 +38,7 @@ def write_catalog(corpus: Corpus, splits: Mapping[int, str], statistics: Mapping
 
 def read_items(corpus: Corpus) -> pa.Table:
     """The catalogue of record."""
-    return pq.read_table(io.BytesIO(corpus.store.get(ITEMS)))
+    return pq.read_table(pa.BufferReader(corpus.store.get(ITEMS)))
 
 
 def item_dict(row: pa.Table) -> dict[str, Any]:

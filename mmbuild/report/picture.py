@@ -5,7 +5,6 @@ Colours follow the ``display`` hints and class colours of the modalities; nothin
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmbuild.cube import Corpus
@@ -138,7 +138,7 @@ def _split(corpus: Corpus, sample_id: str) -> str | None:
     """The split of a sample; None before the catalogue exists, "none" for a sample held out of all."""
     if not corpus.store.exists("items.parquet"):
         return None
-    data = io.BytesIO(corpus.store.get("items.parquet"))
+    data = pa.BufferReader(corpus.store.get("items.parquet"))
     found = pq.read_table(data, columns=["split"], filters=[("id", "=", sample_id)])["split"].to_pylist()
     return (found[0] or "none") if found else None
 
