@@ -90,7 +90,7 @@ def _prepare(config: Settings, corpus: Corpus) -> Run:
     module = model_file(config.model.name).build(arguments, torch.Generator().manual_seed(config.seed))
     about = _about(config, corpus, loader, view, arguments, module.inputs)
     watch = _watch(config, corpus, list(module.inputs), fabric)
-    # Static shapes: batches hardly differ in size, and inductor cannot compile masked grids of symbolic size (2.13, CPU).
+    # Static shapes: inductor cannot compile masked grids of symbolic size (torch 2.13 on CPU).
     model = fabric.setup_module(torch.compile(module, dynamic=False) if config.compile else module)
     optimizer = optim.adamw(
         module, weight_decay=config.optim.weight_decay, betas=(config.optim.betas[0], config.optim.betas[1])
