@@ -94,7 +94,7 @@ def test_the_digest_is_of_little_endian_c_order_bytes() -> None:
 def test_xarray_opens_tree_and_group_with_coordinates_and_nan_where_missing(tmp_path: Path) -> None:
     array, store = layout("sentinel2_l2a"), open_store(tmp_path)
     chips = chips_of(array, 2)
-    times = pa.array([1_577_836_800_000, None], type=pa.timestamp("ms", tz="UTC"))
+    times = pa.array([[1_577_836_800_000], [None]], type=pa.list_(pa.timestamp("ms", tz="UTC")))
     root = pa.table({"id": ["000000", "000001"], "lon": [1.0, 2.0], "datetime:sentinel2_l2a": times})
     write_tree(store, {array.name: array}, 2, root, {"title": "a title"})
     write(store, array, [chips[0], *[None] * 7])
