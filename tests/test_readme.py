@@ -116,3 +116,7 @@ def test_the_python_shown_runs(results: object, workplace: Path) -> None:
 def test_every_file_that_is_linked_exists() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", README)
     assert [link for link in links if not (REPO / link).exists()] == []
+
+
+def test_the_page_has_no_marks_of_an_unfinished_merge() -> None:
+    assert re.findall(r"^(?:<{7}|={7}|>{7}).*$", README, flags=re.M) == []
