@@ -43,8 +43,8 @@ from tests.planet import (
 )
 
 # The digest of what each version answers (test_the_version_stands_for_these_values prints the new one).
-# 4: lattices of 60 m and finer get what is smooth from nodes 40 m apart, and Dynamic World flickers in two octaves.
-DIGESTS = {"synthetic-earth-4": "2822d5330eb3d17c"}
+# 5: photographs show the ground in cells of 3 m, and draw their coarse levels.
+DIGESTS = {"synthetic-earth-5": "13f8a99c521125c5"}
 
 # --- what it is ---------------------------------------------------------------------------------------------------
 

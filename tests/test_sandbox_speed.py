@@ -82,7 +82,7 @@ def test_the_cache_of_sites_and_the_skies_of_a_site_stay_bounded() -> None:
     for number in range(30):
         x, y = np.arange(10.0) * 10 + 600_000 + 1000 * number, np.arange(10.0) * 10 + 5_000_000
         window = Window(lattice=("a",), left=100 * number, top=0, width=10, height=10)
-        cache.get(window, lambda x=x, y=y: lattice_site(BAND, x, y, cache.blocks))
+        cache.get(window, lambda x=x, y=y: lattice_site(BAND.crs, BAND.transform[0], x, y, cache.blocks))
     assert cache.count == 1000
     scenes = [node.image.private for node in stored(SyntheticWorld(), "north")]
     scenes = [scene for scene in scenes if scene.tile.epsg == scenes[0].tile.epsg]

@@ -96,6 +96,17 @@ class Dataset(Protocol):
 
 
 @runtime_checkable
+class DrawsLevels(Protocol):
+    """A dataset that answers coarse requests itself, because drawing every native pixel would cost too much."""
+
+    def level_window(
+        self, image: ImageInfo, band: str, n: int, row0: int, col0: int, height: int, width: int
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """`Dataset.window` of the pyramid level whose pixels are n native pixels wide; n is a power of 2."""
+        ...
+
+
+@runtime_checkable
 class World(Protocol):
     """Looks datasets up by asset id.
 

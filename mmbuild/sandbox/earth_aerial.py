@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, cached_property
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from shapely.geometry import box
 
 from mmbuild.sandbox.assets import BandInfo, Bounds, ImageInfo
 from mmbuild.sandbox.earth_ground import coast_distance
-from mmbuild.sandbox.earth_noise import hash_floats, points
-from mmbuild.sandbox.earth_products import Ask
+from mmbuild.sandbox.earth_noise import Floats, hash_floats, points
+from mmbuild.sandbox.earth_photograph import Camera
+from mmbuild.sandbox.earth_site import Site
 from mmbuild.sandbox.earth_world import SyntheticDataset, band_info, required_bounds, square_transform
 from mmbuild.sandbox.mgrs import transformer, zone_of
+from mmbuild.sandbox.orbits import day_of_year
 
 STEP = 0.0625
 WEST, SOUTH, EAST, NORTH = -124.84, 24.42, -66.9, 49.0
@@ -58,6 +63,17 @@ def _prefix(row: int, col: int, year: int) -> str:
     return "m" if year >= 2009 else "c" if film < 1 / 6 else "n"
 
 
+def _day(image: ImageInfo) -> float:
+    return float(day_of_year(image.start_ms or 0))
+
+
+def _share(first: int, count: int, n: int, size: int | None) -> Floats:
+    """Of each row (or column) of a level, the share of its n native ones that a band of a size has."""
+    start = (first + np.arange(count)) * n
+    end = start + n if size is None else np.minimum(start + n, size)
+    return np.asarray(np.clip(end - np.maximum(start, 0), 0, n) / n)
+
+
 @cache
 def _is_land(row: int, col: int) -> bool:
     lon, lat = np.meshgrid(-180 + (col + np.arange(4) / 3) * STEP, 90 - (row + np.arange(4) / 3) * STEP)
@@ -66,6 +82,10 @@ def _is_land(row: int, col: int) -> bool:
 
 class AerialDataset(SyntheticDataset):
     """The photographs that touch a region."""
+
+    @cached_property
+    def _camera(self) -> Camera:
+        return Camera(self.sites)
 
     def images(
         self, *, bounds: Bounds | None = None, start_ms: int | None = None, end_ms: int | None = None
@@ -106,8 +126,30 @@ class AerialDataset(SyntheticDataset):
                 return info
         raise KeyError(index)
 
-    def ask(self, image: ImageInfo, band: str) -> Ask:
-        return Ask(band=band, scene=image.start_ms, options=self.options)
+    def pixels(self, image: ImageInfo, band: BandInfo, site: Site) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        values = self._camera.places(band, site, _day(image))
+        return values.astype(band.dtype), np.ones(values.size, dtype=bool)
+
+    def window(
+        self, image: ImageInfo, band: str, row0: int, col0: int, height: int, width: int
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        values, mask = self.level_window(image, band, 1, row0, col0, height, width)
+        return values, mask > 0.0
+
+    def level_window(
+        self, image: ImageInfo, band: str, n: int, row0: int, col0: int, height: int, width: int
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """See `assets.DrawsLevels`. The mask is the share of a pixel's native pixels that the image has."""
+        info = next(b for b in image.bands if b.id == band)
+        a, _, left, _, e, top = info.transform
+        level = replace(info, transform=(a * n, 0.0, left, 0.0, e * n, top))
+        down, across = _share(row0, height, n, info.height), _share(col0, width, n, info.width)
+        rows, columns = np.flatnonzero(down), np.flatnonzero(across)
+        values = np.zeros((height, width), dtype=info.dtype)
+        if rows.size and columns.size:
+            seen = self._camera.window(level, row0 + rows, col0 + columns, _day(image))
+            values[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = seen
+        return values, np.multiply.outer(down, across)
 
     def _flown(self, row: int, col: int) -> Iterator[ImageInfo]:
         for year, ms in _flights(row, col, self.spec["first_year"], self.spec["last_year"]):

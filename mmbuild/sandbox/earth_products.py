@@ -19,7 +19,6 @@ from mmbuild.sandbox.earth_ground import WARMEST_DAY, YEAR_DAYS
 from mmbuild.sandbox.earth_noise import Bools, Floats, Ints, Points, hash_cells, hash_floats, noise, smoothstep
 from mmbuild.sandbox.earth_radar import Look, backscatter
 from mmbuild.sandbox.earth_site import Site
-from mmbuild.sandbox.orbits import day_of_year
 from mmbuild.sandbox.radar_scenes import RadarScene
 from mmbuild.sandbox.scenes import OpticalScene
 
@@ -235,22 +234,6 @@ def incidence(site: Site, ask: Ask) -> Answer:
     scene = cast(RadarScene, ask.scene)
     x, y = site.projected(scene.frame.epsg)
     return scene.frame.incidence_deg(x, y), None
-
-
-# Crowns, cars and furrows: what a photograph sees and a satellite does not.
-_GRAIN = noise(91, 40.0, 5, waves=5, roughness=0.35, bend=2.6)
-
-
-@product_field
-def aerial(site: Site, ask: Ask) -> Answer:
-    """Photograph: brightened reflectance of a clear summer morning with the grain of single trees, 0..255."""
-    day = float(day_of_year(ask.scene))
-    sun = optics.Sun(day=day, zenith_deg=38.0, azimuth_deg=130.0)
-    number = optics.BANDS.index({"R": "B4", "G": "B3", "B": "B2", "N": "B8"}[ask.band])
-    rough = 0.05 + 0.30 * smoothstep(site.cover.canopy_m, 0.0, 20.0) * (site.cover.kind != kinds.WATER)
-    grain = site.lasting("grain", lambda: _GRAIN(site.points))
-    value = optics.ground_reflectance(site.surface(sun), number) * np.exp(rough * grain)
-    return np.clip(np.rint(255.0 * np.sqrt(np.clip(value / 0.55, 0.0, 1.0))), 0.0, 255.0), None
 
 
 @product_field

@@ -130,7 +130,7 @@ class SyntheticDataset(ABC):
     def _window_site(self, band: BandInfo, row: int, col: int, height: int, width: int) -> Site:
         x, y, (*lattice, left, top) = lattice_axes(band, np.arange(row, row + height), np.arange(col, col + width))
         window = Window(lattice=tuple(lattice), left=left, top=top, width=width, height=height)
-        return self.sites.get(window, lambda: lattice_site(band, x, y, self.sites.blocks))
+        return self.sites.get(window, lambda: lattice_site(band.crs, band.transform[0], x, y, self.sites.blocks))
 
     def _remember(self, info: ImageInfo) -> ImageInfo:
         with self._lock:
@@ -156,10 +156,10 @@ def lattice_axes(
     return x, y, key
 
 
-def lattice_site(band: BandInfo, x: NDArray[np.float64], y: NDArray[np.float64], blocks: Blocks) -> Site:
-    """A site of all pixels in these columns and rows of a band's lattice, row by row."""
-    epsg = int(band.crs.split(":")[1])
-    if has_nodes(epsg, band.transform[0]):
+def lattice_site(crs: str, step: float, x: NDArray[np.float64], y: NDArray[np.float64], blocks: Blocks) -> Site:
+    """A site of all pixels `step` wide in these columns and rows, row by row."""
+    epsg = int(crs.split(":")[1])
+    if has_nodes(epsg, step):
         mesh = Lattice(epsg, x, y, blocks)
         return _site(epsg, points_on(mesh), *np.meshgrid(x, y))
     x, y = (axis.ravel() for axis in np.meshgrid(x, y))

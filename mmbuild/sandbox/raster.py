@@ -2,8 +2,8 @@
 
 The rules are closed formulas. Nearest: the native pixel that contains the output pixel's centre, floor((x - c) / a).
 Bilinear: between native pixel centres, in float64, weighted by the mask. Coarser requests read a level of 2^L native
-pixels per side, made by the band's pyramiding policy; L is the largest that is not coarser than the request. GDAL has
-no part in it.
+pixels per side, made by the band's pyramiding policy, or drawn by the dataset; L is the largest that is not coarser
+than the request. GDAL has no part in it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mmbuild.sandbox.assets import Affine6, BandInfo, Dataset, ImageInfo
+from mmbuild.sandbox.assets import Affine6, BandInfo, Dataset, DrawsLevels, ImageInfo
 from mmbuild.sandbox.modes import mode
 from mmbuild.sandbox.picking import MAX_WINDOW_PIXELS, NOWHERE, Array, Fetch, Pair, gather, indices
 from mmbuild.sandbox.values import EarthEngineError, Projection, is_geographic, transformer
@@ -214,6 +214,9 @@ class Stored:
     def _level_window(self, n: int, row0: int, col0: int, height: int, width: int) -> Pair:
         if n == 1:
             return self._native(row0, col0, height, width)
+        if isinstance(self.dataset, DrawsLevels):
+            values, mask = self.dataset.level_window(self.image, self.band.id, n, row0, col0, height, width)
+            return np.asarray(values, dtype=np.float64), np.asarray(mask, dtype=np.float64)
         if height * width * n * n > MAX_WINDOW_PIXELS * 4:
             raise EarthEngineError("User memory limit exceeded.")
         step = max(1, STRIP_PIXELS // (width * n * n))
