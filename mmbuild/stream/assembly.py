@@ -60,7 +60,7 @@ class Assembly:
         augment: bool = False,
         seed: int = 0,
         raw: bool = False,
-        prefetch: int = 2,
+        prefetch: int = 1,
         allocate: Allocate = plain_memory,
     ) -> None:
         self._made_of = (reader, samples, tuple(fields))
@@ -94,7 +94,7 @@ class Assembly:
 
     def loads(self, slots: np.ndarray) -> list[Callable[[], None]]:
         """What has to be read before the image-level values of these slots are there."""
-        return [partial(table.load, shard) for table in self._images.values() for shard in table.unknown(slots)]
+        return [partial(table.load, some) for table in self._images.values() for some in table.unknown(slots)]
 
     def begin(self, positions: np.ndarray, slots: np.ndarray, epoch: int) -> Parts:
         """Memory for a batch, with every place that no chip will fill marked as missing."""

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from mmbuild.cube import Corpus
 from mmbuild.errors import IntegrityError, UserError
-from mmbuild.stream.index import Index
+from mmbuild.stream.index import Index, numbers
 
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: pc.equal, ast.NotEq: pc.not_equal, ast.Lt: pc.less, ast.LtE: pc.less_equal, ast.Gt: pc.greater,
@@ -42,7 +42,9 @@ class Samples:
         return len(self.slots)
 
     def ids_at(self, positions: np.ndarray) -> list[str]:
-        found: list[str] = self.ids.take(pa.array(positions)).to_pylist()
+        # An Arrow array made of numpy's would import pandas.
+        at = pa.Array.from_buffers(pa.int64(), len(positions), [None, pa.py_buffer(np.ascontiguousarray(positions))])
+        found: list[str] = self.ids.take(at).to_pylist()
         return found
 
 
@@ -73,7 +75,7 @@ def read_samples(corpus: Corpus, index: Index, split: str | None, where: str | N
         if len(items) == 0:
             raise UserError(f"where: no sample of {before} passes {where!r}", place, "loosen the filter")
     items = items.sort_by("mmbuild:index")
-    slots = items["mmbuild:index"].to_numpy().astype(np.int64)
+    slots = numbers(items["mmbuild:index"]).astype(np.int64)
     lost = np.flatnonzero((slots >= index.n_slots) | np.isnan(index.lon[np.minimum(slots, index.n_slots - 1)]))
     if len(lost):
         sample_id = items["id"][int(lost[0])].as_py()
@@ -165,7 +167,7 @@ class _Filter:
             if items is None:
                 return None
             values = self._index.lon if name == "lon" else self._index.lat
-            slots = np.minimum(items["mmbuild:index"].to_numpy(), self._index.n_slots - 1)
+            slots = np.minimum(numbers(items["mmbuild:index"]), self._index.n_slots - 1)
             return pa.array(values[slots])
         if name not in self._schema.names:
             plain = [n for n in self._schema.names if n.isidentifier() and n not in ("assets", "links", "geometry")]

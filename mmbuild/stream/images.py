@@ -1,6 +1,7 @@
-"""Image-level values as tables in memory: a shard's are read when a sample of it is first asked for, then never again.
+"""Image-level values as tables in memory: read when a sample is first asked for, then never again.
 
-They are a few bytes a sample; read chunk by chunk they would cost as many calls as the pixels.
+They are a few bytes a sample; read in every epoch they would cost as many calls as the pixels. On an object store those
+of a whole shard come in one request; from a folder those that a batch needs, so that the first one does not wait.
 """
 
 from __future__ import annotations
@@ -24,25 +25,30 @@ class ImageTable:
         self._reader, self.table = reader, table
         data = np.full((reader.index.n_slots, layout.times, *layout.chip), layout.modality.fill)
         self._target = Target(table=table, data=data, missing=layout.modality.fill)
-        self._known = np.zeros(len(reader.index.stamps), bool)
+        self._known = np.zeros(reader.index.n_slots, bool)
         self._damaged: dict[int, tuple[Row, Exception]] = {}
 
-    def unknown(self, slots: np.ndarray) -> list[int]:
-        """The shards of these slots whose values are not in memory yet."""
-        shards = np.unique(slots // self.table.layout.samples_per_shard)
-        return [int(shard) for shard in shards[~self._known[shards]]]
+    def unknown(self, slots: np.ndarray) -> list[np.ndarray]:
+        """Which slots to load before ``take``, in groups that one call each reads."""
+        new = slots[~self._known[slots]]
+        if self._reader.requests is None:
+            return [new] if len(new) else []
+        per_shard, end = self.table.layout.samples_per_shard, self._reader.index.n_slots
+        firsts = (np.unique(new // per_shard) * per_shard).tolist()
+        return [np.arange(first, min(first + per_shard, end)) for first in firsts]
 
-    def load(self, shard: int) -> None:
-        """Read a shard's values; a damaged one is told when its sample is asked for. Twice does no harm."""
-        per_shard = self.table.layout.samples_per_shard
-        slots = np.arange(shard * per_shard, min((shard + 1) * per_shard, self._reader.index.n_slots))
+    def load(self, slots: np.ndarray) -> None:
+        """Read the values of slots, on an object store of one shard's; a damaged one is told when it is asked for.
+
+        Twice does no harm.
+        """
         chunks = find_chunks([self.table], slots)
         # The row of a chunk in the table is its slot.
         rows = [(*row[:5], row[4], row[6]) for row in chunks.rows(0, len(chunks))]
         if rows:
-            data = self._reader.range_of(self.table, rows)
+            data = None if self._reader.requests is None else self._reader.range_of(self.table, rows)
             self._reader.fill(rows, [self._target], data=data, origin=rows[0][2], damage=self._note)
-        self._known[shard] = True
+        self._known[slots] = True
 
     def take(self, slots: np.ndarray) -> Chips:
         """The values of slots that were loaded. Damaged ones raise IntegrityError, or are noted as not stored."""

@@ -120,19 +120,19 @@ class _Flat:
         )  # fmt: skip
 
     def put(self, rows: pa.Table, codes: dict[str, int], base: np.ndarray, times: np.ndarray) -> None:
-        slot = rows["slot"].to_numpy()
-        self.lon[slot], self.lat[slot] = rows["lon"].to_numpy(), rows["lat"].to_numpy()
+        slot = numbers(rows["slot"])
+        self.lon[slot], self.lat[slot] = numbers(rows["lon"], np.nan), numbers(rows["lat"], np.nan)
         self.anchor_s[slot] = epoch_seconds(rows["anchor_time"])
         modality = rows["modality"].combine_chunks()
         code_of = np.array([codes.get(name, -1) for name in modality.dictionary.to_pylist()], np.int64)
-        code = code_of[modality.indices.to_numpy()]
+        code = code_of[numbers(modality.indices)]
         own = np.flatnonzero(code >= 0)
         code, slot = code[own], slot[own]
-        at = base[code] + slot * times[code] + rows["time"].to_numpy()[own]
-        offset, length = rows["offset"].to_numpy()[own], rows["length"].to_numpy()[own]
+        at = base[code] + slot * times[code] + numbers(rows["time"])[own]
+        offset, length = numbers(rows["offset"])[own], numbers(rows["length"])[own]
         status = rows["status"].combine_chunks()
         is_stored = np.array([word == "stored" for word in status.dictionary.to_pylist()], bool)
-        stored = (offset >= 0) & is_stored[status.indices.to_numpy()[own]]
+        stored = (offset >= 0) & is_stored[numbers(status.indices)[own]]
         self.start[at], self.length[at] = np.where(stored, offset, 0), np.where(stored, length, 0)
         self.epoch_s[at] = epoch_seconds(rows["datetime"])[own]
 
@@ -157,9 +157,24 @@ def _read(data: bytes) -> pa.Table:
     return file.read(columns=list(_COLUMNS), use_threads=False)
 
 
+def numbers(column: pa.ChunkedArray | pa.Array, null: float | None = None) -> np.ndarray:
+    """The values of a column of numbers; ``null`` stands where there is none.
+
+    pyarrow's own ``to_numpy`` imports pandas, which takes longer than the first batch (measured).
+    """
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    valid, data = array.buffers()
+    own = slice(array.offset, array.offset + len(array))
+    values: np.ndarray = np.frombuffer(data or b"", array.type.to_pandas_dtype())[own]
+    if array.null_count and null is not None:
+        known = np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")[own]
+        values = np.where(known, values, values.dtype.type(null))
+    return values
+
+
 def epoch_seconds(column: pa.ChunkedArray) -> np.ndarray:
     """UTC seconds since 1970 as int64, NO_TIME for null."""
-    millis = column.cast(pa.timestamp("ms", tz="UTC")).cast(pa.int64()).fill_null(NO_TIME).to_numpy()
+    millis = numbers(column.cast(pa.timestamp("ms", tz="UTC")).cast(pa.int64()), NO_TIME)
     return np.where(millis == NO_TIME, NO_TIME, millis // 1000)
 
 

@@ -57,7 +57,8 @@ class Loader(IterableDataset[Batch]):
     raw: stored values in their own dtypes, nodata as on disk, no masks.
     crop: side of a square window in pixels of the finest modality, the same ground in all; centred.
     augment: random window, flips and quarter turns instead, keyed by (seed, epoch, sample id).
-    threads: how many decode at once. prefetch: batches read ahead of the one that the consumer has.
+    threads: how many decode at once. prefetch: batches made ahead of the one that the consumer has; each takes memory,
+    and more than one is only worth it where single steps take several times as long as others.
     device: where tensors arrive; on a GPU through pinned memory and a side stream. dtype: that of continuous values.
     on_damage: "raise", or "skip": a chip whose bytes are damaged counts as missing and is noted in ``damaged``.
     cache, cache_gb: a folder for what is read from an object store, and its limit; processes may share it.
@@ -96,7 +97,7 @@ class Loader(IterableDataset[Batch]):
         crop: int | None = None,
         augment: bool = False,
         threads: int = 2,
-        prefetch: int = 2,
+        prefetch: int = 1,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         on_damage: Literal["raise", "skip"] = "raise",
