@@ -171,7 +171,7 @@ def _of_table(spec: BiomeSampler, source: Source | None) -> dict[str, Any]:
 
 def _footprints(
     recipe: Recipe, spec: XyzSampler, source: Source | None
-) -> Callable[[Sequence[Box]], gpd.GeoDataFrame] | None:
+) -> Callable[[Sequence[Sequence[Box]]], gpd.GeoDataFrame] | None:
     """Asks the source where the images of the covering modality lie, in the years of the recipe."""
     if spec.covered_by is None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -119,21 +120,68 @@ def test_every_state_that_a_recipe_may_name_has_its_outline() -> None:
     assert table.geometry.is_valid.all()
 
 
-def test_only_tiles_that_images_cover_are_drawn() -> None:
-    asked: list[Any] = []
+Boxes = list[list[tuple[float, float, float, float]]]
 
-    def footprints(boxes: Any) -> gpd.GeoDataFrame:
-        asked.extend(boxes)
-        return gpd.GeoDataFrame(
-            geometry=[shapely.box(-83.5, 32, -83.0, 32.5), shapely.box(-83, 32, -82.8, 32.5)], crs=4326
-        )
 
-    frame = drawn(spec(states=["Georgia"], covered_by="naip"), 2_000, footprints=footprints)
-    assert frame.lon.between(-83.5, -82.8).all()
-    assert frame.lat.between(32, 32.5).all()
+def flown(asked: Boxes | None = None) -> Any:
+    """A source with photographs over three degrees of Georgia, two of them side by side, with a gap between."""
+    shapes = [
+        shapely.box(-84.5, 31.5, -83.0, 33.5),
+        shapely.box(-83, 31.5, -82.0, 33.5),
+        shapely.box(-82, 33, -81, 33.3),
+    ]
+
+    def footprints(groups: Boxes) -> gpd.GeoDataFrame:
+        if asked is not None:
+            asked.extend(groups)
+        wanted = shapely.union_all([shapely.box(*b) for group in groups for b in group])
+        return gpd.GeoDataFrame(geometry=[s for s in shapes if s.intersects(wanted)], crs=4326)
+
+    return footprints
+
+
+def covered_tiles(zoom: int) -> list[str]:
+    """All covered tiles of Georgia, the slow way."""
     georgia = gpd.read_file(xyz.US_STATES).set_index("area").geometry["Georgia"]
-    assert shapely.covers(shapely.union_all([shapely.box(*b) for b in asked]), georgia)
-    assert all(georgia.intersects(shapely.box(*b)) for b in asked)
+    ground = shapely.union_all(flown()([[(-180, -90, 180, 90)]]).geometry)
+    tiles = mercantile.tiles(*ground.bounds, zooms=zoom)
+    boxes = [(t, shapely.box(*mercantile.bounds(t))) for t in tiles]
+    return [f"{t.z}/{t.x}/{t.y}" for t, box in boxes if georgia.covers(box) and ground.covers(box)]
+
+
+def test_only_tiles_that_images_cover_are_drawn_and_all_of_them_can_be() -> None:
+    there = covered_tiles(12)
+    frame = drawn(spec(states=["Georgia"], covered_by="naip"), len(there), zoom=12, footprints=flown())
+    assert sorted(names(frame)) == sorted(there)
+    with pytest.raises(UserError) as error:
+        drawn(spec(states=["Georgia"], covered_by="naip"), len(there) + 1, zoom=12, footprints=flown())
+    assert f"the areas hold {len(there):,} tiles that naip covers, enough for" in str(error.value)
+    with pytest.raises(UserError, match="tiles that naip covers"):
+        drawn(spec(states=["Georgia"], covered_by="naip"), 200, zoom=12, alternates=3, footprints=flown())
+
+
+def test_covered_tiles_follow_from_seed_and_slot_however_many_are_asked() -> None:
+    asked = spec(states=["Georgia"], covered_by="naip")
+    small, large = (drawn(asked, n, zoom=15, alternates=3, footprints=flown()) for n in (40, 300))
+    assert rows(small) == rows(large)[: len(small)]
+    assert rows(drawn(asked, 300, zoom=15, alternates=3, start=40, footprints=flown())) == rows(large)[len(small) :]
+    assert len(set(names(large))) == len(large)
+    order = drawn(spec(states=["Georgia"]), 3_000, zoom=15)
+    there = set(covered_tiles(15))
+    assert names(large[large.alternate == 0]) == [name for name in names(order) if name in there][:300]
+
+
+def test_coverage_is_asked_of_candidates_alone_and_once_of_a_cell_with_many() -> None:
+    few: Boxes = []
+    drawn(spec(states=["Georgia"], covered_by="naip"), 30, zoom=15, alternates=1, footprints=flown(few))
+    ground = sum(shapely.box(*b).area for group in few for b in group)
+    assert ground < 0.05 * gpd.read_file(xyz.US_STATES).set_index("area").geometry["Georgia"].area
+    assert sum(map(len, few)) < 60 / 0.2 * 1.5
+    many: Boxes = []
+    drawn(spec(states=["Georgia"], covered_by="naip"), 3_000, zoom=15, alternates=2, footprints=flown(many))
+    whole = [group[0] for group in many if shapely.box(*group[0]).area > 1.0]
+    assert 15 < len(whole) == len(set(whole)) < 30
+    assert len(many) < 60
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 100, 1024, 5_000])
@@ -150,3 +198,13 @@ def test_the_survey_counts_tiles_and_areas() -> None:
     assert (told.places, sum(count for _, count in told.strata)) == (100, 100)
     assert [name for name, _ in told.strata] == ["Iowa", "Ohio"]
     assert "tiles of zoom 14 lie in the areas, enough for" in told.notes[0]
+    asked = spec(states=["Georgia"], covered_by="naip")
+    note = samplers.survey(asked, n=50, seed=0, alternates=1, zoom=15, footprints=flown()).notes[0]
+    told = re.match(
+        r"([\d,]+) tiles .* naip covers ([\d,]+) of the ([\d,]+) that were looked at: enough for ([\d,]+) s", note
+    )
+    assert told is not None, note
+    there, covered, looked, enough = (int(part.replace(",", "")) for part in told.groups())
+    assert enough == there * covered // looked // 2
+    # Photographs over 7.3 square degrees of Georgia's 14.6.
+    assert 0.2 < covered / looked < 0.6

@@ -241,11 +241,12 @@ def test_coverage_is_the_outlines_of_the_images_of_a_time_that_meet_the_boxes(ea
     boxes = [(-84.0, 33.0, -83.5, 33.5), (10.0, 50.0, 10.5, 50.5)]
     with scripted(earth.world):
         source = source_of("naip")
-        found = source.coverage("naip", boxes, window)
-        nothing = source.coverage("naip", boxes[1:], window)
+        found = source.coverage("naip", [boxes], window)
+        nothing = source.coverage("naip", [boxes[1:]], window)
     assert shapely.covers(found.geometry.union_all(), shapely.box(*boxes[0]))
     assert shapely.intersects(found.geometry.to_numpy(), shapely.box(*boxes[0])).all()
     assert (len(nothing), nothing.crs.to_epsg()) == (0, 4326)
+    assert source.usage.metadata_requests == 2
 
 
 # -- what is split ------------------------------------------------------------------------------------------------

@@ -16,14 +16,12 @@ import numpy as np
 import shapely
 
 from mmbuild.errors import UserError
-from mmbuild.samplers import Floats, Ints, Survey, counters, frame, on_globe, plain_tags, uniform
+from mmbuild.samplers import Flags, Floats, Ints, Survey, counters, frame, on_globe, plain_tags, uniform
+from mmbuild.samplers._covered import Coverage, Footprints, first_covered
 from mmbuild.samplers.area import read_polygons
 
 # Boundaries of the Census Bureau, simplified; public domain. Made by make_us_states.py beside it.
 US_STATES = Path(__file__).parent / "data/us_states.geojson"
-# Footprints are asked of the source in boxes of so many degrees: some hundred photographs each.
-ASK_DEG = 1.0
-Footprints = Callable[[Sequence[tuple[float, float, float, float]]], gpd.GeoDataFrame]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +55,14 @@ def candidates(
     """Centres of tiles, drawn without replacement from all tiles that lie in the areas whole.
 
     zoom: of the tiles. footprints: asked for where images of the covering modality lie; only tiles that they cover are
-    drawn. Alternates are tiles of their own, anywhere in the areas. Tags: tile (z/x/y) and what is known of the area.
+    drawn, and only those that the order comes to are asked about. Alternates are tiles of their own, anywhere in the
+    areas. Tags: tile (z/x/y) and what is known of the area.
     Raises UserError when the areas hold fewer tiles than samples and alternates need.
     """
     areas = _areas(spec)
-    tiles = _tiles(spec, areas, zoom, footprints)
-    _refuse_too_many(n, len(tiles), alternates)
+    order = _Order(tiles=_tiles(spec, areas, zoom), seed=seed, coverage=_coverage(footprints), by=spec.covered_by)
     slots, numbers = counters(start, n, alternates)
-    # Alternates come from the end of the order, so that their number does not move the first choices.
-    position = np.where(numbers == 0, slots, len(tiles) - (slots * alternates + numbers))
-    x, y = tiles.numbered(permuted(position, len(tiles), seed))
+    x, y = order.tiles.numbered(order.chosen(slots, numbers, n, alternates))
     lon, lat = _middles(x, y, zoom)
     of_area = plain_tags(areas.drop(columns=areas.geometry.name))
     tags = [
@@ -78,27 +74,73 @@ def candidates(
 
 def survey(spec: Any, *, n: int, seed: int, alternates: int, zoom: int, footprints: Footprints | None = None) -> Survey:
     """First places by area, and how many tiles there are."""
-    areas = _areas(spec)
-    tiles = _tiles(spec, areas, zoom, footprints)
-    _refuse_too_many(n, len(tiles), alternates)
-    x, y = tiles.numbered(permuted(np.arange(n), len(tiles), seed))
-    owners = _owners(areas, *_middles(x, y, zoom))
+    areas, coverage = _areas(spec), _coverage(footprints)
+    order = _Order(tiles=_tiles(spec, areas, zoom), seed=seed, coverage=coverage, by=spec.covered_by)
+    slots, numbers = counters(0, n, 0)
+    owners = _owners(areas, *_middles(*order.tiles.numbered(order.chosen(slots, numbers, n, 0)), zoom))
     names = areas[NAME].tolist() if NAME in areas else [f"row {k + 1}" for k in range(len(areas))]
     counts = np.bincount(owners, minlength=len(names)).tolist()
-    covered = "" if spec.covered_by is None else f" that {spec.covered_by} covers"
+    there, covered = len(order.tiles), ""
+    if coverage is not None and coverage.asked:
+        covered = f" {spec.covered_by} covers {coverage.covered:,} of the {coverage.asked:,} that were looked at:"
+        there = there * coverage.covered // coverage.asked
     note = (
-        f"{len(tiles):,} tiles of zoom {zoom}{covered} lie in the areas, enough for "
-        f"{len(tiles) // (1 + alternates):,} samples with {alternates} alternates each"
+        f"{len(order.tiles):,} tiles of zoom {zoom} lie in the areas,{covered} enough for "
+        f"{there // (1 + alternates):,} samples with {alternates} alternates each"
     )
     return Survey(places=n, strata=list(zip(names, counts, strict=True)), notes=[note])
 
 
-def _refuse_too_many(n: int, there: int, alternates: int) -> None:
-    fit = there // (1 + alternates)
-    if n > fit:
-        text = f"the areas hold {there:,} tiles, enough for {fit:,} samples with {alternates} alternates each"
+@dataclass(frozen=True, kw_only=True)
+class _Order:
+    """Tiles in the order of a seed: all of them, or those that are covered by the modality ``by``."""
+
+    tiles: Tiles
+    seed: int
+    coverage: Coverage | None
+    by: str | None
+
+    def chosen(self, slots: Ints, numbers: Ints, n: int, alternates: int) -> Ints:
+        """The tile of each slot and number of a choice (0: the first), of ``n`` slots with so many alternates.
+
+        Alternates come from the end of the order, so that their number does not move the first choices.
+        """
+        size = len(self.tiles)
+        self._refuse_too_many(n, size, alternates, "")
+        last = slots * alternates + numbers - 1
+        if self.coverage is None:
+            return permuted(np.where(numbers == 0, slots, size - 1 - last), size, self.seed)
+        (front, back), seen = self._covered([(n, lambda k: k), (n * alternates, lambda k: size - 1 - k)])
+        if seen >= size:
+            there = len(self._covered([(size + 1, lambda k: k)])[0][0])
+            self._refuse_too_many(n, there, alternates, f" that {self.by} covers")
+        return np.where(numbers == 0, front[slots], np.append(back, 0)[np.maximum(last, 0)])
+
+    def _covered(self, ends: Sequence[tuple[int, Callable[[Ints], Ints]]]) -> tuple[list[Ints], int]:
+        """The first covered tiles from each end of the order, and how many were looked at."""
+        size, coverage = len(self.tiles), self.coverage
+        assert coverage is not None
+
+        def covers(numbers: Ints) -> Flags:
+            x, y = self.tiles.numbered(numbers)
+            return coverage.of(_bounds(np.full(len(x), self.tiles.zoom), x, y).T)
+
+        def along(place: Callable[[Ints], Ints]) -> Callable[[Ints], Ints]:
+            return lambda position: permuted(place(position), size, self.seed)
+
+        return first_covered([(count, along(place)) for count, place in ends], size, covers)
+
+    def _refuse_too_many(self, n: int, there: int, alternates: int, which: str) -> None:
+        fit = there // (1 + alternates)
+        if n <= fit:
+            return
+        text = f"the areas hold {there:,} tiles{which}, enough for {fit:,} samples with {alternates} alternates each"
         smaller = ", set alternates: 0" if alternates else ""
         raise UserError(f"{text}; {n:,} samples are asked", "sampler", f"ask for fewer{smaller}, or name more areas")
+
+
+def _coverage(footprints: Footprints | None) -> Coverage | None:
+    return None if footprints is None else Coverage(footprints=footprints)
 
 
 # --- areas
@@ -127,17 +169,13 @@ def _parsed(tiles: Sequence[str]) -> tuple[Ints, Ints, Ints]:
     return z, x, y
 
 
-def _tiles(spec: Any, areas: gpd.GeoDataFrame, zoom: int, footprints: Footprints | None) -> Tiles:
-    """The tiles that lie whole in the areas together, and under footprints where they are asked for."""
-    if spec.tiles is not None and footprints is None:
+def _tiles(spec: Any, areas: gpd.GeoDataFrame, zoom: int) -> Tiles:
+    """The tiles that lie whole in the areas together."""
+    if spec.tiles is not None:
         z, x, y = _parsed(spec.tiles)
         outer = [k for k in range(len(z)) if not _is_inside(k, z, x, y)]
         return Tiles.of(zoom, z[outer], x[outer], y[outer])
-    ground = shapely.union_all(areas.geometry.to_numpy())
-    if footprints is not None:
-        found = footprints(_cells(ground))
-        ground = shapely.intersection(ground, shapely.union_all(found.geometry.to_numpy()))
-    return cover(ground, zoom)
+    return cover(shapely.union_all(areas.geometry.to_numpy()), zoom)
 
 
 def _is_inside(k: int, z: Ints, x: Ints, y: Ints) -> bool:
@@ -146,16 +184,6 @@ def _is_inside(k: int, z: Ints, x: Ints, y: Ints) -> bool:
     larger = (shift > 0) | ((shift == 0) & (np.arange(len(z)) < k))
     shift = np.maximum(shift, 0)
     return bool((larger & (x[k] >> shift == x) & (y[k] >> shift == y)).any())
-
-
-def _cells(ground: Any) -> list[tuple[float, float, float, float]]:
-    """Boxes of whole degrees that meet the ground."""
-    west, south, east, north = ground.bounds
-    lon, lat = (np.arange(np.floor(a), np.ceil(b), ASK_DEG) for a, b in ((west, east), (south, north)))
-    x, y = (v.ravel() for v in np.meshgrid(lon, lat))
-    boxes = np.stack([x, y, x + ASK_DEG, y + ASK_DEG], axis=1)
-    shapely.prepare(ground)
-    return [tuple(box) for box in boxes[shapely.intersects(ground, shapely.box(*boxes.T))].tolist()]
 
 
 def _owners(areas: gpd.GeoDataFrame, lon: Floats, lat: Floats) -> Ints:

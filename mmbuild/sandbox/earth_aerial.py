@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -45,9 +45,18 @@ def _name(row: int, col: int) -> str:
     return f"{degree_lat:02d}{degree_lon:03d}{down // 2 * 8 + right // 2 + 1:02d}_{QUARTERS[down % 2, right % 2]}"
 
 
-def _flights(row: int, col: int, first: int, last: int) -> Iterator[tuple[int, int]]:
-    """Year and milliseconds of each flight over a quarter quadrangle; blocks of two degrees are flown together."""
-    block = (row // 32) * 1000 + col // 32
+def _block(row: int, col: int) -> int:
+    """Blocks of two degrees are flown together."""
+    return (row // 32) * 1000 + col // 32
+
+
+@lru_cache(maxsize=1024)
+def _flights(block: int, first: int, last: int) -> tuple[tuple[int, int], ...]:
+    """Year and milliseconds of each flight over a block."""
+    return tuple(_flown(block, first, last))
+
+
+def _flown(block: int, first: int, last: int) -> Iterator[tuple[int, int]]:
     cycle, phase, *days = hash_floats(block, 2 + last - first + 1)
     for year in range(first, last + 1):
         if (year + int(phase * 6)) % (2 if cycle < 0.5 or year > 2012 else 3) == 0:
@@ -59,8 +68,20 @@ def _flights(row: int, col: int, first: int, last: int) -> Iterator[tuple[int, i
 
 def _prefix(row: int, col: int, year: int) -> str:
     """From 2009 on, four bands; before, one block of two degrees in six was flown on infrared film."""
-    film = hash_floats((row // 32) * 1000 + col // 32 + 7_000_000, 1)[0]
-    return "m" if year >= 2009 else "c" if film < 1 / 6 else "n"
+    if year >= 2009:
+        return "m"
+    return "c" if hash_floats(_block(row, col) + 7_000_000, 1)[0] < 1 / 6 else "n"
+
+
+@lru_cache(maxsize=65536)
+def _extent(row: int, col: int) -> tuple[int, float, float, float, float]:
+    """UTM zone, left, top, height and width in metres of the photographs of a quarter quadrangle."""
+    west, north = -180.0 + col * STEP, 90.0 - row * STEP
+    zone = zone_of(west + STEP / 2, north)
+    lon, lat = np.meshgrid([west, west + STEP / 2, west + STEP], [north, north - STEP])
+    x, y = transformer(4326, 26900 + zone).transform(lon.ravel(), lat.ravel())
+    left, top = math.floor((x.min() - BUFFER_M) / 6) * 6.0, math.ceil((y.max() + BUFFER_M) / 6) * 6.0
+    return zone, left, top, float(top - y.min() + BUFFER_M), float(x.max() + BUFFER_M - left)
 
 
 def _day(image: ImageInfo) -> float:
@@ -74,10 +95,17 @@ def _share(first: int, count: int, n: int, size: int | None) -> Floats:
     return np.asarray(np.clip(end - np.maximum(start, 0), 0, n) / n)
 
 
-@cache
 def _is_land(row: int, col: int) -> bool:
-    lon, lat = np.meshgrid(-180 + (col + np.arange(4) / 3) * STEP, 90 - (row + np.arange(4) / 3) * STEP)
-    return bool((coast_distance(points(lon, lat)) > 0.0).any())
+    return bool(_land(row // 16, col // 16)[row % 16, col % 16])
+
+
+@cache
+def _land(rows: int, cols: int) -> NDArray[np.bool_]:
+    """Which of 16 x 16 quarter quadrangles hold land, at sixteen places of each (row, column)."""
+    row, col, down, across = np.ix_(rows * 16 + np.arange(16), cols * 16 + np.arange(16), np.arange(4), np.arange(4))
+    lon, lat = np.broadcast_arrays(-180 + (col + across / 3) * STEP, 90 - (row + down / 3) * STEP)
+    land = coast_distance(points(lon, lat)) > 0.0
+    return np.asarray(land.reshape(16, 16, 16).any(axis=2))
 
 
 class AerialDataset(SyntheticDataset):
@@ -100,14 +128,8 @@ class AerialDataset(SyntheticDataset):
         if len(rows) * len(cols) > SEARCH_LIMIT:
             raise ValueError(f"{self.id}: the region has more than {SEARCH_LIMIT} photographs; use a smaller one")
         low, high = start_ms or 0, 1 << 62 if end_ms is None else end_ms
-        found = [
-            i
-            for r in rows
-            for c in cols
-            if _is_land(r, c)
-            for i in self._flown(r, c)
-            if low <= (i.start_ms or 0) < high
-        ]
+        flown = ((r, c, flight) for r in rows for c in cols if _is_land(r, c) for flight in self._flights(r, c))
+        found = [self._info(r, c, *flight) for r, c, flight in flown if low <= flight[1] < high]
         return sorted(found, key=lambda i: i.index)
 
     def image(self, index: str) -> ImageInfo:
@@ -121,7 +143,8 @@ class AerialDataset(SyntheticDataset):
             col = round((180 - int(quad[2:5])) / STEP) + number % 8 * 2 + right
         except (ValueError, IndexError, StopIteration):
             raise KeyError(index) from None
-        for info in self._flown(row, col) if _is_land(row, col) else ():
+        for flight in self._flights(row, col) if _is_land(row, col) else ():
+            info = self._info(row, col, *flight)
             if info.index == index:
                 return info
         raise KeyError(index)
@@ -151,20 +174,18 @@ class AerialDataset(SyntheticDataset):
             values[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = seen
         return values, np.multiply.outer(down, across)
 
-    def _flown(self, row: int, col: int) -> Iterator[ImageInfo]:
-        for year, ms in _flights(row, col, self.spec["first_year"], self.spec["last_year"]):
-            yield self._info(row, col, year, ms)
+    def _flights(self, row: int, col: int) -> Sequence[tuple[int, int]]:
+        return _flights(_block(row, col), self.spec["first_year"], self.spec["last_year"])
 
     def _info(self, row: int, col: int, year: int, ms: int) -> ImageInfo:
         gsd = 1.0 if year < 2016 else 0.6
-        west, north = -180.0 + col * STEP, 90.0 - row * STEP
-        zone = zone_of(west + STEP / 2, north)
+        west, north, zone = -180.0 + col * STEP, 90.0 - row * STEP, _extent(row, col)[0]
         kind = _prefix(row, col, year)
         day = datetime.fromtimestamp(ms / 1000, tz=UTC).strftime("%Y%m%d")
         index = f"{kind}_{_name(row, col)}_{zone}_{'1' if gsd == 1.0 else '060'}_{day}"
         if index in self._infos:
             return self._infos[index]
-        bands = tuple(self._bands(west, north, zone, gsd, BANDS[kind]))
+        bands = tuple(self._bands(row, col, gsd, BANDS[kind]))
         return self._remember(
             ImageInfo(
                 id=f"{self.id}/{index}",
@@ -177,11 +198,8 @@ class AerialDataset(SyntheticDataset):
             )
         )
 
-    def _bands(self, west: float, north: float, zone: int, gsd: float, names: Sequence[str]) -> Iterator[BandInfo]:
-        lon, lat = np.meshgrid([west, west + STEP / 2, west + STEP], [north, north - STEP])
-        x, y = transformer(4326, 26900 + zone).transform(lon.ravel(), lat.ravel())
-        left, top = math.floor((x.min() - BUFFER_M) / 6) * 6.0, math.ceil((y.max() + BUFFER_M) / 6) * 6.0
-        shape = math.ceil((top - y.min() + BUFFER_M) / gsd), math.ceil((x.max() + BUFFER_M - left) / gsd)
+    def _bands(self, row: int, col: int, gsd: float, names: Sequence[str]) -> Iterator[BandInfo]:
+        zone, left, top, height, width = _extent(row, col)
+        shape = math.ceil(height / gsd), math.ceil(width / gsd)
         for name in names:
-            row = self.fields[name]
-            yield band_info(name, row, f"EPSG:{26900 + zone}", square_transform(gsd, left, top), shape)
+            yield band_info(name, self.fields[name], f"EPSG:{26900 + zone}", square_transform(gsd, left, top), shape)

@@ -131,8 +131,13 @@ class DrawsPoints(Protocol):
 class KnowsCoverage(Protocol):
     """A source that says where a modality has images before any place is chosen."""
 
-    def coverage(self, modality: str, boxes: Sequence[Box], window: tuple[datetime, datetime]) -> gpd.GeoDataFrame:
-        """Footprints, EPSG:4326, of the images in a half-open window that meet the boxes; one may come twice."""
+    def coverage(
+        self, modality: str, groups: Sequence[Sequence[Box]], window: tuple[datetime, datetime]
+    ) -> gpd.GeoDataFrame:
+        """Footprints, EPSG:4326, of the images in a half-open window that meet the boxes; one may come twice.
+
+        The boxes of a group lie near each other and are asked for together.
+        """
         ...
 
 

@@ -299,15 +299,17 @@ class EarthEngine:
             raise SourceError(f"{count} random points were asked in {value!r} of table {table}, {len(found)} came")
         return np.stack([found.geometry.x, found.geometry.y], axis=1)
 
-    def coverage(self, modality: str, boxes: Sequence[Box], window: tuple[datetime, datetime]) -> gpd.GeoDataFrame:
+    def coverage(
+        self, modality: str, groups: Sequence[Sequence[Box]], window: tuple[datetime, datetime]
+    ) -> gpd.GeoDataFrame:
         import geopandas as gpd
         import pandas as pd
 
         blame, block = self._blame([modality]), self.blocks[modality]
         found = [gpd.GeoDataFrame(geometry=[], crs="EPSG:4326")]
-        for box in boxes:
+        for boxes in groups:
             with building(self.spec, blame):
-                images = tables.footprints(str(block.collection), box, window)
+                images = tables.footprints(str(block.collection), boxes, window)
             found.append(self._features(images, blame))
         return gpd.GeoDataFrame(pd.concat(found, ignore_index=True), crs="EPSG:4326")
 

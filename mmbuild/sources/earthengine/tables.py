@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -17,9 +18,11 @@ def random_points(table: str, column: str, value: str, count: int, seed: int) ->
     return ee.FeatureCollection.randomPoints(region, count, seed)
 
 
-def footprints(collection: str, box: Box, window: tuple[datetime, datetime]) -> Any:
-    """The outlines of the images that meet a box in a half-open window, without properties."""
-    images = ee.ImageCollection(collection).filterBounds(ee.Geometry.BBox(*box)).filterDate(*window)
+def footprints(collection: str, boxes: Sequence[Box], window: tuple[datetime, datetime]) -> Any:
+    """The outlines of the images that meet boxes in a half-open window, without properties."""
+    rings = [[[[w, s], [e, s], [e, n], [w, n], [w, s]]] for w, s, e, n in boxes]
+    region = ee.Geometry.MultiPolygon(rings, None, False)
+    images = ee.ImageCollection(collection).filterBounds(region).filterDate(*window)
     return ee.FeatureCollection(images.map(lambda image: ee.Feature(image.geometry())))
 
 
