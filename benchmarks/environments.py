@@ -11,6 +11,7 @@ CONSTRAINTS = HERE.parent / "constraints.txt"
 # What each peer needs beside the numpy and torch of constraints.txt; h5py and zarr are those of mmbuild itself.
 REQUIREMENTS = {
     "litdata_raw": ("litdata",),
+    "litdata_blosc": ("litdata",),
     "mosaicml_raw": ("mosaicml-streaming",),
     "webdataset_blosc": ("webdataset",),
     "hdf5": ("h5py",),
@@ -22,7 +23,7 @@ REQUIREMENTS = {
     "limit": (),
 }
 # Those whose newest release does not fit the constraints of mmbuild get only torch and numpy from them.
-LOOSE = {"mosaicml_raw", "litdata_raw"}
+LOOSE = {"mosaicml_raw", "litdata_raw", "litdata_blosc"}
 
 
 def environment(peer: str, folder: Path) -> Path:

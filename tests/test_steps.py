@@ -13,10 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 import xarray as xr
 
+from benchmarks.remote import range_server
 from mmbuild.cube import Corpus, open_corpus
+from mmbuild.errors import UserError
 from mmbuild.report.picture import sample_picture
 from mmbuild.sources.earthengine import EarthEngine
 from mmbuild.status import summary
+from mmbuild.stream.dataset import Samples
 from mmbuild.stream.loader import Loader
 from mmbuild.times import as_utc
 from tests.corpora import build_small, snapshot
@@ -194,3 +197,71 @@ def test_a_sample_with_too_few_dates_is_given_up_and_names_the_step(tmp_path: Pa
     assert statuses == {"no_data": 8}
     reason = open_corpus(tmp_path / "corpus").records(["reason"])["reason"][0].as_py()
     assert reason.startswith("step ")
+
+
+# -- the loader reads the step that it is asked for, and no other
+
+
+def by_sample(loader: Loader) -> dict[str, dict[str, Any]]:
+    """Every entry of every sample of an epoch."""
+    found = {}
+    for batch in loader:
+        for i, sample_id in enumerate(batch["id"]):
+            found[sample_id] = {key: value[i] for key, value in batch.items() if hasattr(value, "shape")}
+    return found
+
+
+@pytest.mark.parametrize("time", ["random", 0, 3])
+@pytest.mark.parametrize("options", [{"raw": True}, {"augment": True, "crop": 8}], ids=["raw", "training"])
+def test_one_step_is_that_step_of_all_of_them(corpus: Corpus, time: Any, options: dict[str, Any]) -> None:
+    whole = by_sample(Loader(corpus, batch_size=3, **options))
+    for sample_id, one in by_sample(Loader(corpus, batch_size=2, time=time, **options)).items():
+        step = int(one.pop("step"))
+        assert time in ("random", step)
+        for key, value in one.items():
+            truth = whole[sample_id][key]
+            if truth.ndim > value.ndim:
+                truth = truth[step]
+            np.testing.assert_array_equal(value.numpy(), truth.numpy())
+
+
+def test_a_step_is_drawn_for_each_sample_and_epoch_whatever_batches_and_ranks_are(corpus: Corpus) -> None:
+    one, ranks = Loader(corpus, batch_size=8, time="random"), []
+    for rank in range(3):
+        ranks.append(Loader(corpus, batch_size=1, time="random", rank=rank, world_size=3))
+    steps = []
+    for _ in range(8):
+        straight = {k: int(v["step"]) for k, v in by_sample(one).items()}
+        shared = {k: int(v["step"]) for loader in ranks for k, v in by_sample(loader).items()}
+        assert straight == shared
+        steps.append(straight)
+    for sample_id in steps[0]:
+        assert len({epoch[sample_id] for epoch in steps}) > 1
+
+
+def test_the_chips_of_other_steps_are_neither_read_nor_decoded(corpus: Corpus) -> None:
+    names = ["sentinel2_l2a", "sentinel1_asc"]
+    all_steps, one_step = (Loader(corpus, modalities=names, batch_size=4, time=time) for time in ("all", 1))
+    stored = {name: all_steps._reader.tables[name].length[[i for b in all_steps for i in b["index"]]] for name in names}
+    list(one_step)
+    assert one_step.meter.chunks == sum(int((length[:, 1] > 0).sum()) for length in stored.values())
+    assert one_step.meter.read_bytes == sum(int(length[:, 1].sum()) for length in stored.values())
+
+
+def test_on_a_web_server_too_in_blocks_and_by_index(corpus: Corpus) -> None:
+    truth = by_sample(Loader(corpus, batch_size=4, time="random"))
+    with range_server(Path(corpus.store.url), latency_s=0) as url:
+        found = by_sample(Loader(url, batch_size=3, time="random", shuffle="blocks", block=2, window=2))
+    samples = Samples(corpus, time="random")
+    found_too = {one["id"]: {k: v for k, v in one.items() if hasattr(v, "shape")} for one in samples}
+    for other in (found, found_too):
+        assert other.keys() == truth.keys()
+        for sample_id, entries in truth.items():
+            for key, value in entries.items():
+                np.testing.assert_array_equal(other[sample_id][key], value)
+
+
+@pytest.mark.parametrize(("time", "text"), [(4, "time: 4 must be 0 to 3"), ("spring", "time: 'spring' must be one of")])
+def test_a_step_that_there_is_not_is_refused(corpus: Corpus, time: Any, text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        Loader(corpus, batch_size=1, time=time)

@@ -19,6 +19,8 @@ import psutil
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+# What Python, numpy and torch take by themselves: a peer's own library counts as its memory.
+BASE_BYTES = psutil.Process().memory_info().rss
 Sample = dict[str, np.ndarray]
 Options = argparse.Namespace
 
@@ -97,34 +99,42 @@ def run(batches: Callable[[Options], Any], write: Callable[[Path, Path, Options]
         write(given.source, given.store, given)
         return
     torch.set_num_threads(1)
-    base = psutil.Process().memory_info().rss
     began = time.perf_counter()
     loader = batches(given)
-    print(json.dumps(count(loader, given, base, began)))
+    print(json.dumps(count(loader, given, began)))
     os._exit(0)  # some peers' threads never end
 
 
-def count(loader: Any, given: Options, base: int, began: float) -> dict[str, float]:
+def count(loader: Any, given: Options, began: float) -> dict[str, float]:
+    """The last epoch in numbers: the second one, or of a cold run the only one, with what opening took."""
     first = None
     result: dict[str, float] = {}
     for _ in range(1 if given.cold else 2):
         samples = nbytes = 0
         start, cpu = time.perf_counter(), cpu_seconds()
+        memory: list[float] = []
+        family: list[psutil.Process] = []
         stream = iter(loader)
         for batch in stream:
-            if first is None:
-                first = time.perf_counter() - began
+            first = first or time.perf_counter() - began
+            family = family or tree()
             touch(batch)
             n, size = size_of(batch)
             samples, nbytes = samples + n, nbytes + size
+            memory.append(resident_mb(family))
             if samples >= given.samples:
                 break
-        seconds, used = time.perf_counter() - start, cpu_seconds() - cpu
-        family = tree()
-        rss = sum(process.memory_info().rss for process in family) - base * len(family)
+        seconds, used = time.perf_counter() - (began if given.cold else start), cpu_seconds() - cpu
+        quarter = len(memory) // 4
         result = {
             "samples_per_s": samples / seconds, "mb_per_s": nbytes / seconds / 1e6, "cpu_us": used / samples * 1e6,
-            "first_s": first or 0.0, "rss_mb": rss / 2**20, "samples": samples,
+            "first_s": first, "rss_mb": max(memory), "grown_mb": memory[-1] - memory[quarter],
+            "samples": samples,
         }  # fmt: skip
         del stream
     return result
+
+
+def resident_mb(family: list[psutil.Process]) -> float:
+    """Memory of a process and its workers above Python and torch, in 10^6 bytes."""
+    return float(sum(process.memory_info().rss - BASE_BYTES for process in family)) / 1e6

@@ -25,7 +25,7 @@ def batches(given: Options) -> Any:
         return unpack(pickle.loads(parts["pickle"]), given.modalities, given.crop)
 
     def batch_of(samples: list[dict[str, Any]]) -> Any:
-        return collate([{k: v for k, v in sample.items() if k != "__key__"} for sample in samples])
+        return collate([{k: v for k, v in sample.items() if not k.startswith("__")} for sample in samples])
 
     data = webdataset.WebDataset(urls, shardshuffle=len(urls), nodesplitter=None).shuffle(512).map(open_sample)
     loader = webdataset.WebLoader(

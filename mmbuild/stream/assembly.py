@@ -19,7 +19,7 @@ from mmbuild.stream.images import image_tables
 from mmbuild.stream.index import NO_TIME, ChipTable
 from mmbuild.stream.reader import Chips, Reader
 from mmbuild.stream.targets import WHOLE, Convert, Geometry, Target
-from mmbuild.stream.transforms import Field, Values
+from mmbuild.stream.transforms import Field, Time, Values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,11 @@ class Member:
 
 @dataclass(kw_only=True)
 class Parts:
-    """A batch under way. levels: by field, which member each sample's values come from, -1 for none."""
+    """A batch under way.
+
+    levels: by field, which member each sample's values come from, -1 for none. moments: (n,) which time step each
+    sample is asked for, modulo the number that a modality has; None for all of them.
+    """
 
     ids: list[str]
     positions: np.ndarray
@@ -44,10 +48,15 @@ class Parts:
     arrays: dict[str, np.ndarray]
     levels: dict[str, np.ndarray]
     targets: list[Target]
+    moments: np.ndarray | None
 
 
 class Assembly:
-    """Makes batches of some fields from a reader. raw: stored values and no masks."""
+    """Makes batches of some fields from a reader.
+
+    raw: stored values and no masks. time: which of several time steps a sample has, drawn for ``random``; with one of
+    them, fields have one step too.
+    """
 
     def __init__(
         self,
@@ -60,6 +69,7 @@ class Assembly:
         augment: bool = False,
         seed: int = 0,
         raw: bool = False,
+        time: Time = "all",
         prefetch: int = 1,
         allocate: Allocate = plain_memory,
     ) -> None:
@@ -70,10 +80,11 @@ class Assembly:
             "augment": augment,
             "seed": seed,
             "raw": raw,
+            "time": time,
             "prefetch": prefetch,
         }
         self.reader, self.samples, self.fields, self.raw = reader, samples, tuple(fields), raw
-        self._units, self._augment, self._seed = units, augment, seed
+        self._units, self._augment, self._seed, self._time = units, augment, seed, time
         self._images = image_tables(reader)
         self._members = [m for one in fields for m in _members(one, reader, raw=raw)]
         # Members whose chips are decoded one by one; image-level ones come from tables.
@@ -86,33 +97,44 @@ class Assembly:
         """Sent to another process, it makes its own memory there, and plain."""
         return (_again, (self._made_of, self._options))
 
-    def chunks(self, slots: np.ndarray) -> plan.Chunks:
-        """The chunks that these slots need: of alternatives only those of the member that is taken."""
-        levels = {one.name: self._levels(one, slots) for one in self._in_block}
+    def chunks(self, positions: np.ndarray, epoch: int) -> plan.Chunks:
+        """The chunks that samples need: of alternatives only those of the member that is taken, at their time steps."""
+        slots, moments = self.samples.slots[positions], self._moments(positions, epoch)
+        levels = {one.name: self._levels(one, slots, moments) for one in self._in_block}
         wanted = [levels[m.field.name] == m.place for m in self._decoded]
-        return plan.find_chunks(self.tables, slots, wanted)
+        return plan.find_chunks(self.tables, slots, wanted, [_steps(table, moments) for table in self.tables])
 
     def loads(self, slots: np.ndarray) -> list[Callable[[], None]]:
         """What has to be read before the image-level values of these slots are there."""
         return [partial(table.load, some) for table in self._images.values() for some in table.unknown(slots)]
 
-    def begin(self, positions: np.ndarray, slots: np.ndarray, epoch: int) -> Parts:
+    def begin(self, positions: np.ndarray, epoch: int) -> Parts:
         """Memory for a batch, with every place that no chip will fill marked as missing."""
-        ids = self.samples.ids_at(positions)
+        ids, slots = self.samples.ids_at(positions), self.samples.slots[positions]
+        moments = self._moments(positions, epoch)
         geometry = transforms.choose_geometry(ids, self._units, augment=self._augment, seed=self._seed, epoch=epoch)
         arrays = self.blocks.take(len(slots))
-        levels = {one.name: self._levels(one, slots) for one in self.fields}
+        levels = {one.name: self._levels(one, slots, moments) for one in self.fields}
         targets = [self._target(m, arrays, geometry) for m in self._decoded]
         for member, target in zip(self._decoded, targets, strict=True):
             taken = levels[member.field.name] == member.place
-            absent = taken[:, None] & (member.table.length[slots] == 0)
+            absent = taken[:, None] & (_at(member.table.length, slots, _steps(member.table, moments)) == 0)
             if member.place == 0:
                 absent |= (levels[member.field.name] < 0)[:, None]
             if absent.any():
                 target.clear(*np.nonzero(absent))
         return Parts(
             ids=ids, positions=positions, slots=slots, geometry=geometry, arrays=arrays, levels=levels, targets=targets,
+            moments=moments,
         )  # fmt: skip
+
+    def _moments(self, positions: np.ndarray, epoch: int) -> np.ndarray | None:
+        if self._time == "all":
+            return None
+        if self._time != "random":
+            return np.full(len(positions), self._time, np.int64)
+        ids = self.samples.ids_at(positions)
+        return transforms.choose_moments(ids, seed=self._seed, epoch=epoch)
 
     def finish(self, parts: Parts) -> dict[str, Any]:
         """The entries of a batch whose chips are all in place, as numpy arrays."""
@@ -120,7 +142,12 @@ class Assembly:
         batch: dict[str, Any] = {"id": parts.ids, "index": parts.slots}
         for name in ("lon", "lat", "time"):
             batch[name] = getattr(samples, name)[parts.positions]
-        taken = {name: table.take(parts.slots) for name, table in self._images.items()}
+        if parts.moments is not None:
+            batch["step"] = parts.moments % max(table.layout.times for table in self.reader.tables.values())
+        taken = {
+            name: _at_steps(image.take(parts.slots), _steps(image.table, parts.moments))
+            for name, image in self._images.items()
+        }
         for one in self.fields:
             if one.members[0].name in self._images:
                 batch |= self._image_entries(one, taken, parts)
@@ -129,7 +156,7 @@ class Assembly:
                 if not self.raw:
                     batch[f"{one.name}_mask"] = parts.arrays[f"{one.name}_mask"]
             level = parts.levels[one.name]
-            batch[f"{one.name}_time"] = self._times(one, level, parts.slots)
+            batch[f"{one.name}_time"] = self._times(one, level, parts)
             if one.shape[0] == 1:
                 for key in (one.name, f"{one.name}_mask", f"{one.name}_time"):
                     if key in batch:
@@ -145,28 +172,58 @@ class Assembly:
         parts.levels[one.name] = values.level
         return {one.name: values.data, f"{one.name}_mask": values.mask}
 
-    def _levels(self, one: Field, slots: np.ndarray) -> np.ndarray:
-        """Which member of a field each slot has: the first that is stored at any time, -1 for none."""
+    def _levels(self, one: Field, slots: np.ndarray, moments: np.ndarray | None) -> np.ndarray:
+        """Which member of a field each slot has: the first that is stored at a time asked for, -1 for none."""
         level = np.full(len(slots), -1, dtype=np.int64)
         for place in range(len(one.members) - 1, -1, -1):
-            level[self.reader.tables[one.members[place].name].length[slots].any(axis=1)] = place
+            table = self.reader.tables[one.members[place].name]
+            level[_at(table.length, slots, _steps(table, moments)).any(axis=1)] = place
         return level
 
-    def _times(self, one: Field, level: np.ndarray, slots: np.ndarray) -> np.ndarray:
+    def _times(self, one: Field, level: np.ndarray, parts: Parts) -> np.ndarray:
         """(n, time) UTC seconds of the member that each sample's values come from."""
-        times = np.full((len(slots), one.shape[0]), NO_TIME, dtype=np.int64)
+        times = np.full((len(level), one.shape[0]), NO_TIME, dtype=np.int64)
         for place, modality in enumerate(one.members):
-            rows = level == place
-            times[rows] = self.reader.tables[modality.name].epoch_s[slots[rows]]
+            table, rows = self.reader.tables[modality.name], level == place
+            times[rows] = _at(table.epoch_s, parts.slots, _steps(table, parts.moments))[rows]
         return times
 
     def _target(self, member: Member, arrays: dict[str, np.ndarray], geometry: Geometry) -> Target:
         one = member.field
         missing = member.table.layout.modality.fill if self.raw else transforms.masked_value(one)
+        data, mask = arrays[one.name], arrays.get(f"{one.name}_mask")
+        if one.shape[0] < member.table.layout.times:
+            # Whichever step is asked for, it goes to the only place there is.
+            data = _repeated(data, member.table.layout.times)
+            mask = None if mask is None else _repeated(mask, member.table.layout.times)
         return Target(
-            table=member.table, data=arrays[one.name], mask=arrays.get(f"{one.name}_mask"), missing=missing,
+            table=member.table, data=data, mask=mask, missing=missing,
             convert=member.convert, bands=member.bands, geometry=geometry if one.is_pixel else WHOLE,
         )  # fmt: skip
+
+
+def _steps(table: ChipTable, moments: np.ndarray | None) -> np.ndarray | None:
+    """(n,) the time step of a modality that each sample is asked for, None for all."""
+    return None if moments is None else moments % table.layout.times
+
+
+def _at(values: np.ndarray, slots: np.ndarray, steps: np.ndarray | None) -> np.ndarray:
+    """Of a table (slot, time): (n, time), or (n, 1) with one step each."""
+    found: np.ndarray = values[slots] if steps is None else values[slots, steps][:, None]
+    return found
+
+
+def _at_steps(chips: Chips, steps: np.ndarray | None) -> Chips:
+    if steps is None:
+        return chips
+    rows = np.arange(len(steps))
+    return Chips(data=chips.data[rows, steps][:, None], stored=chips.stored[rows, steps][:, None])
+
+
+def _repeated(array: np.ndarray, times: int) -> np.ndarray:
+    """A view of (n, 1, ...) as (n, time, ...), every step in the same memory, writable."""
+    shape, strides = (len(array), times, *array.shape[2:]), (array.strides[0], 0, *array.strides[2:])
+    return np.lib.stride_tricks.as_strided(array, shape, strides)
 
 
 def _again(made_of: tuple[Any, ...], options: dict[str, Any]) -> Assembly:

@@ -23,7 +23,7 @@ from mmbuild.stream.cache import Cache
 from mmbuild.stream.catalogue import read_samples
 from mmbuild.stream.pipeline import Pipeline, Step
 from mmbuild.stream.reader import CONNECTIONS, Meter, Reader
-from mmbuild.stream.transforms import Field
+from mmbuild.stream.transforms import Field, Time
 from mmbuild.stream.uploads import Uploads, memory_for
 
 Batch = dict[str, Any]
@@ -57,6 +57,8 @@ class Loader(IterableDataset[Batch]):
     raw: stored values in their own dtypes, nodata as on disk, no masks.
     crop: side of a square window in pixels of the finest modality, the same ground in all; centred.
     augment: random window, flips and quarter turns instead, keyed by (seed, epoch, sample id).
+    time: of modalities with several time steps "all", a step counted from 0, or "random": one a sample and epoch, the
+    same in all of them, keyed as windows are. The others are neither read nor decoded, and the time axis is gone.
     threads: how many decode at once. prefetch: batches made ahead of the one that the consumer has; each takes memory,
     and more than one is only worth it where single steps take several times as long as others.
     device: where tensors arrive; on a GPU through pinned memory and a side stream. dtype: that of continuous values.
@@ -71,7 +73,7 @@ class Loader(IterableDataset[Batch]):
       <name>_time   int64 UTC seconds (B,) or (B, time), -2**63 = unknown
       <name>_level  aliases only: int64 (B,), which of the field's members it is, -1 = none is stored
     and ``id`` (list of str), ``index`` (int64 slot), ``lon``, ``lat`` (float64), ``time`` (anchor, int64 UTC
-    seconds), ``gsd`` (metres by name), ``epoch`` (int).
+    seconds), ``gsd`` (metres by name), ``epoch`` (int), and with ``time`` other than all ``step`` (int64, which it is).
 
     Raises UserError for an unknown split or modality, a split without samples, and a corpus without catalogue
     or statistics; while iterating, IntegrityError that names sample and modality.
@@ -96,6 +98,7 @@ class Loader(IterableDataset[Batch]):
         raw: bool = False,
         crop: int | None = None,
         augment: bool = False,
+        time: Time = "all",
         threads: int = 2,
         prefetch: int = 1,
         device: str | torch.device | None = None,
@@ -111,6 +114,8 @@ class Loader(IterableDataset[Batch]):
         )  # fmt: skip
         _check_counts(least=0, prefetch=prefetch)
         _check_words(shuffle=(shuffle, (True, False, "blocks")), on_damage=(on_damage, ("raise", "skip")))
+        if isinstance(time, str):
+            _check_words(time=(time, ("all", "random")))
         if not 0 <= rank < world_size:
             raise UserError(f"rank: {rank} must be 0 to {world_size - 1}", fix="world_size counts all ranks")
         self.corpus = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
@@ -118,7 +123,7 @@ class Loader(IterableDataset[Batch]):
         self.shuffle, self.block, self.window = shuffle, block, window
         self.drop_last, self.rank, self.world_size, self.augment = drop_last, rank, world_size, augment
         self.prefetch, self.device, self.dtype, self.raw = prefetch, device, dtype, raw
-        fields = make_fields(self.corpus, modalities, normalize=normalize and not raw)
+        fields = transforms.at_time(make_fields(self.corpus, modalities, normalize=normalize and not raw), time)
         units = transforms.window_units(fields, crop, augment=augment)
         self.fields = tuple(transforms.cropped(field, units) for field in fields)
         self._threads = threads
@@ -132,7 +137,7 @@ class Loader(IterableDataset[Batch]):
         self._digest = order.order_digest(self.corpus.digest, filtered, self._samples.ids.to_pylist())
         self._assembly = Assembly(
             self._reader, self._samples, self.fields, rows=batch_size, units=units, augment=augment, seed=seed, raw=raw,
-            prefetch=prefetch, allocate=memory_for(device),
+            time=time, prefetch=prefetch, allocate=memory_for(device),
         )  # fmt: skip
         self._uploads = Uploads(device, dtype)
         self._epoch = self._offset = 0
@@ -241,10 +246,10 @@ class Loader(IterableDataset[Batch]):
         where = np.array([position], dtype=np.int64)
         slots = self._samples.slots[where]
         with np.errstate(all="ignore"):
-            parts = self._assembly.begin(where, slots, self._epoch)
+            parts = self._assembly.begin(where, self._epoch)
             for load in self._assembly.loads(slots):
                 load()
-            chunks = self._assembly.chunks(slots)
+            chunks = self._assembly.chunks(where, self._epoch)
             self._reader.fill_now(chunks, parts.targets)
             batch = self._uploads.send(self._assembly.finish(parts))
         return {key: value[0] for key, value in batch.items()} | {"gsd": self._gsd(), "epoch": self._epoch}

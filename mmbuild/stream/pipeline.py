@@ -131,7 +131,7 @@ class Pipeline:
         self._planned.append(job)
         self._next += 1
         if self._remote:
-            job.chunks = self._assembly.chunks(step.slots)
+            job.chunks = self._assembly.chunks(step.positions, self._epoch)
             self._ask(job, self._next - 1)
 
     def _ask(self, job: Job, number: int) -> None:
@@ -141,7 +141,7 @@ class Pipeline:
         if self._later is not None and job.step.groups is not None:
             new = [int(group) for group in np.unique(job.step.groups) if int(group) not in self._opened]
             self._opened.update(new)
-            chunks = self._assembly.chunks(self._later.slots(new, number))
+            chunks = self._assembly.chunks(self._later.positions(new, number), self._epoch)
         for low, high in plan.ranges(chunks):
             self._request(chunks, low, high)
         groups: dict[int, tuple[Span, list[Row]]] = {}
@@ -209,11 +209,11 @@ class Pipeline:
     def _begin(self, job: Job) -> None:
         """Make room for a batch and hand out its work."""
         with self._guard(job):
-            parts = self._assembly.begin(job.step.positions, job.step.slots, self._epoch)
+            parts = self._assembly.begin(job.step.positions, self._epoch)
             loads = self._assembly.loads(job.step.slots)
             pieces: list[tuple[int, int]] = []
             if job.chunks is None:
-                job.chunks = self._assembly.chunks(job.step.slots)
+                job.chunks = self._assembly.chunks(job.step.positions, self._epoch)
                 tables = self._assembly.tables
                 pieces = plan.equal_parts(job.chunks, tables, self._threads * PARTS_PER_THREAD)
             with job.lock:
@@ -285,21 +285,21 @@ class _Guard:
 
 
 class _Later:
-    """Which slots of a group the steps from a given one on need."""
+    """Which samples of a group the steps from a given one on need."""
 
     def __init__(self, steps: Sequence[Step]) -> None:
         groups = [step.groups for step in steps if step.groups is not None]
-        self._slots = np.concatenate([step.slots for step in steps])
-        self._step = np.repeat(np.arange(len(steps)), [len(step.slots) for step in steps])
+        self._positions = np.concatenate([step.positions for step in steps])
+        self._step = np.repeat(np.arange(len(steps)), [len(step.positions) for step in steps])
         joined = np.concatenate(groups)
         self._order = np.argsort(joined, kind="stable")
         self._sorted = joined[self._order]
 
-    def slots(self, groups: Sequence[int], step: int) -> np.ndarray:
+    def positions(self, groups: Sequence[int], step: int) -> np.ndarray:
         wanted = np.asarray(groups, dtype=np.int64)
         low = np.searchsorted(self._sorted, wanted, side="left").tolist()
         high = np.searchsorted(self._sorted, wanted, side="right").tolist()
         places = [self._order[a:b] for a, b in zip(low, high, strict=True)]
         found = np.concatenate(places) if places else np.zeros(0, np.int64)
-        slots: np.ndarray = self._slots[found[self._step[found] >= step]]
-        return slots
+        later: np.ndarray = self._positions[found[self._step[found] >= step]]
+        return later

@@ -43,12 +43,26 @@ class Chunks:
         return list(zip(*(column[low:high].tolist() for column in columns), strict=True))
 
 
-def find_chunks(tables: Sequence[ChipTable], slots: np.ndarray, wanted: Sequence[np.ndarray] | None = None) -> Chunks:
-    """The stored chunks of ``slots``; wanted: for each table, which of the slots it is asked for (bool), or all."""
+def find_chunks(
+    tables: Sequence[ChipTable],
+    slots: np.ndarray,
+    wanted: Sequence[np.ndarray] | None = None,
+    steps: Sequence[np.ndarray | None] | None = None,
+) -> Chunks:
+    """The stored chunks of ``slots``.
+
+    wanted: for each table, which of the slots it is asked for (bool), or all. steps: for each table, the one time step
+    that each slot is asked for, or None for all of them.
+    """
     parts = [np.zeros((7, 0), np.int64)]
     for member, table in enumerate(tables):
         rows = np.arange(len(slots)) if wanted is None else np.flatnonzero(wanted[member])
-        at, time = np.nonzero(table.length[slots[rows]])
+        own = None if steps is None else steps[member]
+        if own is None:
+            at, time = np.nonzero(table.length[slots[rows]])
+        else:
+            at = np.flatnonzero(table.length[slots[rows], own[rows]])
+            time = own[rows[at]]
         slot = slots[rows[at]]
         where = np.full(len(at), member), slot // table.layout.samples_per_shard
         parts.append(np.stack([*where, table.start[slot, time], table.length[slot, time], slot, rows[at], time]))

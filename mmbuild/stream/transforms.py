@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from mmbuild.stream.order import sample_draws
 from mmbuild.stream.reader import Chips
 from mmbuild.stream.targets import Convert, Crop, Geometry, window
 
+# Which of several time steps a sample has: all, one drawn for each sample and epoch, or a fixed one.
+Time = int | Literal["all", "random"]
 # What losses ignore (CrossEntropyLoss(ignore_index=-1)): nodata, and codes that the modality does not define.
 IGNORE_INDEX = -1
 
@@ -256,6 +258,22 @@ def cropped(field: Field, units: tuple[int, int] | None) -> Field:
         return field
     side = field.shape[-1] // units[0] * units[1]
     return replace(field, shape=(*field.shape[:-2], side, side))
+
+
+def choose_moments(sample_ids: Sequence[str], *, seed: int, epoch: int) -> np.ndarray:
+    """(n,) a whole number a sample from (seed, epoch, sample id): modulo T, its time step in a modality that has T."""
+    draws = [int(sample_draws("time", seed=seed, epoch=epoch, sample_id=one)[0] >> np.uint64(1)) for one in sample_ids]
+    return np.array(draws, dtype=np.int64)
+
+
+def at_time(fields: Sequence[Field], time: Time) -> tuple[Field, ...]:
+    """The fields as they are with ``time``: of one step unless all are asked for. UserError for a step none has."""
+    if time == "all":
+        return tuple(fields)
+    most = max((field.shape[0] for field in fields), default=1)
+    if time != "random" and not 0 <= time < most:
+        raise UserError(f"time: {time} must be 0 to {most - 1}, all or random", fix="count the corpus's steps from 0")
+    return tuple(replace(field, shape=(1, *field.shape[1:])) for field in fields)
 
 
 def choose_geometry(
