@@ -110,7 +110,7 @@ def _data(config: Settings, corpus: Corpus, fabric: Fabric, batch: int) -> tuple
     loader = Loader(
         corpus, split=SPLIT, modalities=names, batch_size=batch, seed=config.seed, rank=fabric.global_rank,
         world_size=fabric.world_size, crop=None if config.view.window else config.model.crop, augment=config.augment,
-        drop_last=config.drop_last, threads=config.threads, device=fabric.device,
+        time=config.view.time, drop_last=config.drop_last, threads=config.threads, device=fabric.device,
     )  # fmt: skip
     view = Viewer(config.view, loader.fields, side=config.model.crop, seed=config.seed, batch=batch)
     fields = {one.name: one for one in view.fields}

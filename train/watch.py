@@ -42,8 +42,9 @@ class Watch:
         def make(split: str) -> Callable[[], Loader]:
             names = [*inputs, settings.label]
             return lambda: Loader(
-                corpus, split=split, modalities=names, batch_size=BATCH, shuffle=False, crop=crop, device=device
-            )
+                corpus, split=split, modalities=names, batch_size=BATCH, shuffle=False, crop=crop, device=device,
+                time=0 if view.time == "random" else "all",
+            )  # fmt: skip
 
         self._loaders = {split: make(split) for split in SPLITS}
         fields = self._loaders["train"]().fields
