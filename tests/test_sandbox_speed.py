@@ -125,9 +125,23 @@ def test_counting_finds_the_mode_that_ranking_finds() -> None:
     values = rng.integers(0, 9, (31, 20, 20)).astype(np.float64)
     mask = (rng.random(values.shape) < 0.1).astype(np.float64)
     assert (mask.max(axis=0) == 0).any(), "some pixels have no valid value"
-    assert modes.mode(values, mask).tobytes() == modes._ranked(values, mask).tobytes()
+    ranked = modes._ranked(values, mask)
+    assert modes.mode(values, mask).tobytes() == ranked.tobytes()
     for others in (values + 0.5, values - 1.0, values + 300.0):
-        assert modes._counted(others, mask > 0) is None
+        assert modes._counted(list(zip(others, mask, strict=True))) is None
+
+
+@pytest.mark.parametrize("count", [1, 31, 600])
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_the_mode_of_layers_is_that_of_their_stack(count: int, shift: float) -> None:
+    """More layers than a byte can count, masks between 0 and 1, codes and other numbers."""
+    rng = np.random.default_rng(4)
+    values = rng.integers(0, 3, (count, 8, 8)) + shift
+    mask = np.maximum(rng.random(values.shape) - 0.5, 0.0)
+    values = np.where(mask > 0, values, 0.0)
+    found, top = modes.mode_of_layers(list(zip(values, mask, strict=True)))
+    assert found.tobytes() == np.where(mask.max(axis=0) > 0, modes._ranked(values, mask), 0.0).tobytes()
+    assert top.tobytes() == mask.max(axis=0).tobytes()
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -12,8 +12,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array  # type: ignore[import-untyped]
 
 from mmbuild.sandbox.earth_noise import Floats, Ints, Points, points
 from mmbuild.sandbox.mgrs import to_lonlat
@@ -55,6 +57,17 @@ def _in_steps(epsg: int, x: Floats) -> tuple[Ints, list[Floats]]:
     steps = x * PER_DEGREE if epsg == 4326 else x / STEP_M
     whole = np.floor(steps)
     return whole.astype(np.int64) - BEFORE, weights(steps - whole)
+
+
+def _spreading(first: Ints, parts: Sequence[Floats], nodes: int) -> Any:
+    """The matrix that spreads nodes to the places whose six nodes start at `first`.
+
+    Compiled and sparse, so that a place's value is the sum of six products, first to last, however many are asked for;
+    dense products add in an order that depends on their shape.
+    """
+    places = first[:, None] + np.arange(STENCIL)
+    ends = np.arange(0, places.size + 1, STENCIL)
+    return csr_array((np.stack(parts, axis=1).ravel(), places.ravel(), ends), shape=(first.size, nodes))
 
 
 def _node_points(epsg: int, column: Ints, row: Ints) -> Points:
@@ -125,37 +138,28 @@ class Lattice:
         return Picked(self, index)
 
     @cached_property
-    def _axes(self) -> tuple[Ints, list[Floats], Ints, list[Floats]]:
-        return *_in_steps(self.epsg, self.x), *_in_steps(self.epsg, self.y)
-
-    @cached_property
-    def _block(self) -> Block:
-        columns, _, rows, _ = self._axes
-        spans = [(int(first.min()), int(first.max() - first.min()) + STENCIL) for first in (rows, columns)]
-        return self.blocks.around(self.epsg, spans[0][0], spans[1][0], spans[0][1], spans[1][1])
+    def _spread(self) -> tuple[Block, slice, Any, Any]:
+        """The nodes, which of their rows are needed, and what spreads them to the columns and rows of pixels."""
+        columns, across = _in_steps(self.epsg, self.x)
+        rows, down = _in_steps(self.epsg, self.y)
+        top, left = int(rows.min()), int(columns.min())
+        height, width = (int(np.ptp(first)) + STENCIL for first in (rows, columns))
+        block = self.blocks.around(self.epsg, top, left, height, width)
+        needed = slice(top - block.row, top - block.row + height)
+        return (
+            block,
+            needed,
+            _spreading(columns - block.column, across, block.width),
+            _spreading(rows - top, down, height),
+        )
 
     def fields(self, key: Hashable, make: Make) -> list[Floats]:
         """Fields interpolated to the pixels, each an array of its own."""
-        columns, across, rows, _ = self._axes
-        nodes = self._block.fields(key, make)
-        first = int(rows.min()) - self._block.row
-        nodes = nodes[:, :, first : first + int(np.ptp(rows)) + STENCIL]
-        columns = columns - self._block.column
-        lines = _sum([w[:, None, None] * nodes.take(columns + k, axis=0) for k, w in enumerate(across)])
-        return [self._spread(field) for field in np.ascontiguousarray(lines.transpose(1, 2, 0))]
-
-    def _spread(self, lines: Floats) -> Floats:
-        """Lines of pixels through the rows of nodes, from the first that is needed, interpolated between them."""
-        _, _, rows, down = self._axes
-        rows = rows - rows.min()
-        total = np.empty((rows.size, self.x.size))
-        term = np.empty_like(total)
-        for k, w in enumerate(down):
-            lines.take(rows + k, axis=0, out=term, mode="clip")
-            np.multiply(w[:, None], term, term if k else total)
-            if k:
-                total += term
-        return total.ravel()
+        block, needed, across, down = self._spread
+        nodes = block.fields(key, make)[:, :, needed]
+        width, count, height = nodes.shape
+        lines = (across @ nodes.reshape(width, count * height)).reshape(-1, count, height)
+        return [(down @ field).ravel() for field in np.ascontiguousarray(lines.transpose(1, 2, 0))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,25 +189,28 @@ class Scattered:
         return Scattered(self.epsg, self.x[index], self.y[index])
 
     @cached_property
-    def _nodes(self) -> tuple[Points, Ints, list[Floats], list[Floats]]:
-        """The nodes that are needed, where those of each place are among them (row, column, place), and weights."""
+    def _spread(self) -> tuple[Points, Any, Any]:
+        """The nodes that are needed, and what spreads them across to six per place and down to the places."""
         columns, across = _in_steps(self.epsg, self.x)
         rows, down = _in_steps(self.epsg, self.y)
         steps = np.arange(STENCIL)
-        row, column = np.broadcast_arrays(rows + steps[:, None, None], columns + steps[None, :, None])
+        row, column = np.broadcast_arrays(rows[:, None, None] + steps[:, None], columns[:, None, None] + steps)
         low, span = (int(column.min()), int(np.ptp(column)) + 1) if column.size else (0, 1)
         keys, places = np.unique(row * span + (column - low), return_inverse=True)
-        return _node_points(self.epsg, keys % span + low, keys // span), places.reshape(row.shape), across, down
+        lines = csr_array(
+            (np.repeat(np.stack(across, axis=1), STENCIL, axis=0).ravel(), places.ravel(),
+             np.arange(0, row.size + 1, STENCIL)), shape=(rows.size * STENCIL, keys.size),
+        )  # fmt: skip
+        return (
+            _node_points(self.epsg, keys % span + low, keys // span),
+            lines,
+            _spreading(STENCIL * np.arange(rows.size), down, rows.size * STENCIL),
+        )
 
     def fields(self, key: Hashable, make: Make) -> list[Floats]:
         """Fields interpolated to the places, each an array of its own."""
-        at, places, across, down = self._nodes
-
-        def spread(nodes: Floats) -> Floats:
-            lines = (_sum([w * column for w, column in zip(across, row, strict=True)]) for row in nodes[places])
-            return _sum([w * line for w, line in zip(down, lines, strict=True)])
-
-        return [spread(nodes) for nodes in make(at)]
+        at, across, down = self._spread
+        return [(down @ (across @ nodes[:, None])).ravel() for nodes in make(at)]
 
 
 def points_on(mesh: Lattice | Scattered) -> Points:
@@ -225,11 +232,3 @@ def _crossed(mesh: Lattice) -> tuple[Floats, Floats]:
 
 def _wrapped(lon: Floats) -> Floats:
     return lon - 360.0 * np.rint(lon / 360.0)
-
-
-def _sum(terms: Sequence[Floats]) -> Floats:
-    """The terms added up, first to last."""
-    total = terms[0]
-    for term in terms[1:]:
-        total += term
-    return total

@@ -117,6 +117,15 @@ class Frame:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Climate:
+    """Of a frame: whether land is near, whether it is icy or polar, and one number of its region."""
+
+    near_land: bool
+    icy: bool
+    region: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class RadarScene:
     """One acquisition of a frame: satellite, start, absolute orbit, polarisations, mode ("IW" or "EW")."""
 
@@ -162,18 +171,39 @@ def _frame(number: int, piece: int) -> Frame:
     return Frame(number, piece)
 
 
-@lru_cache(maxsize=8192)
-def _climate(frame: Frame) -> tuple[bool, bool, float]:
-    """Near land; icy or polar; one number of the region."""
+_climates: dict[Frame, _Climate] = {}
+
+
+def _climates_of(frames: Sequence[Frame]) -> list[_Climate]:
+    """The climate of each frame, worked out once, for all new ones together."""
+    known = {frame: _climates[frame] for frame in frames if frame in _climates}
+    new = [frame for frame in dict.fromkeys(frames) if frame not in known]
+    if new:
+        if len(_climates) > 8192:
+            _climates.clear()
+        g = ground(points(*np.concatenate([_ring(frame) for frame in new], axis=1)))
+        near = np.asarray((g.coast_km > -20.0).reshape(len(new), -1).any(axis=1))
+        warmest, at_sea = (v.reshape(len(new), -1)[:, 0] for v in (g.temperature_c + np.abs(g.season_c), ~g.land))
+        for place, frame in enumerate(new):
+            icy = bool(warmest[place] < 1.0) or (abs(frame.centre[1]) > 66.0 and bool(at_sea[place]))
+            known[frame] = _Climate(near_land=bool(near[place]), icy=icy, region=_region(frame))
+        _climates.update((frame, known[frame]) for frame in new)
+    return [known[frame] for frame in frames]
+
+
+def _ring(frame: Frame) -> NDArray[np.float64]:
+    """Longitudes and latitudes of the frame's centre and of eight places around it."""
     lon, lat = frame.centre
-    ring = [(lon, lat)]
-    for turn in range(8):
-        a = math.radians(45.0 * turn)
-        ring.append((lon + 1.1 * math.sin(a) / max(math.cos(math.radians(lat)), 0.1), lat + 1.0 * math.cos(a)))
-    g = ground(points(np.array([r[0] for r in ring]), np.array([min(max(r[1], -90.0), 90.0) for r in ring])))
-    icy = bool((g.temperature_c + np.abs(g.season_c))[0] < 1.0) or (abs(lat) > 66.0 and bool(g.coast_km[0] < 0.0))
-    cell = int((lon + 180.0) // 15.0) * 31 + int((lat + 90.0) // 15.0)
-    return bool((g.coast_km > -20.0).any()), icy, hash_floats(cell, 1)[0]
+    turns = np.radians(45.0 * np.arange(8))
+    east = np.append(0.0, 1.1 * np.sin(turns) / max(math.cos(math.radians(lat)), 0.1))
+    north = np.append(0.0, np.cos(turns))
+    return np.stack([lon + east, np.clip(lat + north, -90.0, 90.0)])
+
+
+def _region(frame: Frame) -> float:
+    """One number of the cell of 15 degrees that the frame's centre lies in."""
+    lon, lat = frame.centre
+    return hash_floats(int((lon + 180.0) // 15.0) * 31 + int((lat + 90.0) // 15.0), 1)[0]
 
 
 def frames_near(lon: float, lat: float, reach_km: float) -> list[Frame]:
@@ -182,27 +212,27 @@ def frames_near(lon: float, lat: float, reach_km: float) -> list[Frame]:
     at = np.array([math.cos(phi) * math.cos(lam), math.cos(phi) * math.sin(lam), math.sin(phi)])
     close = np.flatnonzero(at @ _frame_vectors() > math.cos(min(reach_km / EARTH_RADIUS_KM, math.pi)))
     frames = [_frame(int(i) // SLICES + 1, int(i) % SLICES) for i in close]
-    return [f for f in frames if -79.0 < f.centre[1] < 83.0 and _climate(f)[0] and _serves(f)]
+    frames = [f for f in frames if -79.0 < f.centre[1] < 83.0 and _serves(f)]
+    return [f for f, climate in zip(frames, _climates_of(frames), strict=True) if climate.near_land]
 
 
 def _serves(frame: Frame) -> bool:
     """In one region of nine only one of the two directions is flown."""
-    region = _climate(frame)[2]
+    region = _region(frame)
     return not ((region < 0.06 and frame.is_ascending) or (region > 0.95 and not frame.is_ascending))
 
 
 def frame_scenes(frame: Frame, start_ms: int, end_ms: int) -> list[RadarScene]:
     """Acquisitions of a frame in [start_ms, end_ms)."""
-    _, icy, region = _climate(frame)
-    found = []
+    climate, found = _climates_of([frame])[0], []
     delay = frame.argument / 360.0 * SENTINEL1.period_ms
     for satellite, lag, (first, last) in (("A", 0, (FIRST_MS, END_MS)), ("B", 6, TWIN_MS)):
         base = int(SENTINEL1.node_time(frame.number) + delay) // 1000 * 1000 + lag * DAY_MS
         for k in SENTINEL1.cycles(base, max(start_ms, first), min(end_ms, last)):
             ms = base + k * SENTINEL1.cycle_ms
             orbit = _absolute_orbit(frame.number, k, satellite)
-            made = _mode(icy, ms, region, is_dropped=_is_dropped(frame, orbit, ms))
-            if made is not None and (satellite == "A" or 0.35 < region < 0.9):
+            made = _mode(climate.icy, ms, climate.region, is_dropped=_is_dropped(frame, orbit, ms))
+            if made is not None and (satellite == "A" or 0.35 < climate.region < 0.9):
                 mode, polarisations = made
                 found.append(RadarScene(frame=frame, satellite=satellite, start_ms=ms, orbit=orbit,
                                         polarisations=polarisations, mode=mode))  # fmt: skip

@@ -7,16 +7,15 @@ maximum, count, first, mode, median and lists take a value whenever its weight i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mmbuild.sandbox.modes import mode
+from mmbuild.sandbox.modes import mode, mode_of_layers
+from mmbuild.sandbox.picking import Array, Pair
 from mmbuild.sandbox.values import EarthEngineError
 
-Array = NDArray[np.float64]
 Row = tuple[Any, ...]
 
 
@@ -26,6 +25,7 @@ class Reducer:
 
     rows(rows, weights) -> one value per output; a row is a tuple of `inputs` values without nulls it did not allow.
     stack(values, mask) -> one (values, mask) pair per output; both (n, ...); None when it makes no sense per pixel.
+    layers(pairs) -> the same as `stack` from layers that are not stacked; None where nothing is saved by it.
     tuples(values, mask) -> the same of several inputs: values (n, inputs, ...), mask (n, ...).
     weighted: whether partly covered pixels of a region take part.
     """
@@ -33,6 +33,7 @@ class Reducer:
     names: tuple[str, ...]
     rows: Callable[[Sequence[Row], Sequence[float]], list[Any]]
     stack: Callable[[Array, Array], list[tuple[Array, Array]]] | None = None
+    layers: Callable[[Sequence[Pair]], list[Pair]] | None = None
     inputs: int = 1
     optional: int = 0
     weighted: bool = False
@@ -50,6 +51,12 @@ class Reducer:
         if self.stack is None:
             raise EarthEngineError(f"Reducer '{', '.join(self.names)}' cannot be applied to pixels here.")
         return self.stack(values, mask)
+
+    def reduce_layers(self, pairs: Sequence[Pair]) -> list[Pair]:
+        """What `reduce_stack` answers for the stacked layers."""
+        if self.layers is not None:
+            return self.layers(pairs)
+        return self.reduce_stack(np.stack([v for v, _ in pairs]), np.stack([m for _, m in pairs]))
 
 
 def _numbers(rows: Sequence[Row]) -> Array:
@@ -150,7 +157,7 @@ def most_common() -> Reducer:
     def of_numbers(values: Array, weights: Array) -> Any:
         return mode(values[:, None], np.ones((len(values), 1)))[0]
 
-    return _scalar("mode", of_numbers, mode)
+    return replace(_scalar("mode", of_numbers, mode), layers=lambda pairs: [mode_of_layers(pairs)])
 
 
 def standard_deviation() -> Reducer:

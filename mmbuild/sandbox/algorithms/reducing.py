@@ -111,7 +111,7 @@ def unweighted(context: Context, reducer: Reducer) -> Reducer:
 
     stack = reducer.stack
     even = None if stack is None else (lambda values, mask: stack(values, (mask > 0).astype(np.float64)))
-    return replace(reducer, rows=rows, stack=even, weighted=False)
+    return replace(reducer, rows=rows, stack=even, layers=None, weighted=False)
 
 
 @algorithm("Reducer.setOutputs")
@@ -140,8 +140,7 @@ class Stack:
     def read(self, reader: Reader, grid: Grid) -> Pair:
         with together(self.nodes):
             pairs = [reader.read(node, grid) for node in self.nodes]
-        values, mask = np.stack([v for v, _ in pairs]), np.stack([m for _, m in pairs])
-        return self.reducer.reduce_stack(values, mask)[self.output]
+        return self.reducer.reduce_layers(pairs)[self.output]
 
 
 @dataclass(frozen=True, eq=False)
