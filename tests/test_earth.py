@@ -43,8 +43,9 @@ from tests.planet import (
 )
 
 # The digest of what each version answers (test_the_version_stands_for_these_values prints the new one).
-# 5: photographs show the ground in cells of 3 m, and draw their coarse levels.
-DIGESTS = {"synthetic-earth-5": "13f8a99c521125c5"}
+# 6: cheaper waves, more octaves from nodes, long octaves of clouds from nodes of their own, a flicker of Dynamic World
+# that all its dates share but for phases.
+DIGESTS = {"synthetic-earth-6": "9982830b44bd7a0f"}
 
 # --- what it is ---------------------------------------------------------------------------------------------------
 

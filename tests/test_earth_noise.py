@@ -91,8 +91,8 @@ def test_interpolated_ground_is_the_ground_far_below_what_products_store(
     assert has_nodes(epsg, step)
     p = on_lattice(epsg, x, y, step)
     found, exact = ground(p), ground(bare(p))
-    for name, most in (("elevation_m", 0.02), ("slope_east", 1e-4), ("slope_north", 1e-4), ("coast_km", 1e-4),
-                       ("lake", 1e-5), ("temperature_c", 2e-4), ("rain_mm", 1e-3), ("people", 1e-6)):  # fmt: skip
+    for name, most in (("elevation_m", 0.02), ("slope_east", 5e-4), ("slope_north", 5e-4), ("coast_km", 2e-4),
+                       ("lake", 1e-4), ("temperature_c", 2e-4), ("rain_mm", 1e-3), ("people", 1e-6)):  # fmt: skip
         error = np.abs(getattr(found, name) - getattr(exact, name))
         assert error.max() < most, name
         assert np.median(error) < most / 100, name

@@ -77,7 +77,8 @@ LATTICES = pytest.mark.parametrize(
         (EASTING, NORTHING, 10.0, UTM),
         (EASTING + 3.7, NORTHING - 1.2, 25.0, UTM),
         (1287000.0, 6125000.0, 9.5546, "EPSG:3857"),
-        (11.5600131, 48.1000172, 0.0002, "EPSG:4326"),
+        # Degrees that doubles hold: a grid moved by pixels is then moved exactly, and not by a rounded amount.
+        (47350 / 4096, 197018 / 4096, 1 / 4096, "EPSG:4326"),
     ],
 )
 

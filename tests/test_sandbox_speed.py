@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from mmbuild.sandbox import modes
 from mmbuild.sandbox.earth import SyntheticWorld
 from mmbuild.sandbox.earth_noise import noise, points, smoothstep
-from mmbuild.sandbox.earth_optics import is_snowy, snow_share
+from mmbuild.sandbox.earth_optics import snow_limit, snow_share
 from mmbuild.sandbox.earth_site import SKIES_KEPT, SiteCache, Window, site_at
 from mmbuild.sandbox.earth_world import band_info, lattice_site, milliseconds, square_transform
 from mmbuild.sandbox.picking import gather, indices
@@ -98,26 +98,33 @@ def vars_of(scene: object) -> dict[str, object]:
     return {name: getattr(scene, name) for name in type(scene).__dataclass_fields__}  # type: ignore[attr-defined]
 
 
-def test_points_that_reach_a_limit_are_all_found_with_their_values() -> None:
-    field = noise(71, 900.0, 4, ratio=2.4, roughness=0.3)
+def test_a_noise_turned_to_other_phases_is_the_sum_of_its_waves_in_them() -> None:
+    field = noise(71, 900.0, 3, ratio=2.4, roughness=0.3, bend=0.0)
     rng = np.random.default_rng(5)
-    p = points(10.0 + rng.random(20_000) * 0.1, 50.0 + rng.random(20_000) * 0.1)
-    limit = rng.uniform(-1.0, field.most, p.size)
-    value = field(p)
-    kept, found = field.reaching(p, field.phases, limit)
-    assert found.tobytes() == value[kept].tobytes()
-    assert set(np.flatnonzero(value >= limit)) <= set(kept.tolist())
-    assert kept.size < p.size / 2
-    assert np.abs(value).max() < field.most
+    p = points(10.0 + rng.random(500) * 0.1, 50.0 + rng.random(500) * 0.1)
+    phases = rng.random(field.phases.shape)
+    turns = np.stack([p.x, p.y, p.z], axis=1) @ field.vectors.reshape(-1, 3).T + phases.ravel()
+    heights = np.repeat(field.amplitudes, 3) * np.sqrt(2.0 / 3.0)
+    found = field.turned(field.basis(p), phases)
+    assert np.abs(found - np.sin(2.0 * np.pi * turns) @ heights).max() < 1e-5
+    assert np.abs(found).max() < field.most
+    alone = field.turned(field.basis(p.take(np.array([77]))), phases)
+    assert alone.tobytes() == found[77:78].tobytes()
 
 
-def test_snow_is_where_its_share_says_so_in_summer_and_winter() -> None:
-    for lon, lat in ((10.6, 59.9), (7.86, 45.93), (-40.0, 75.0), (30.0, 5.0)):
+def test_days_below_the_limit_of_snow_are_those_on_which_its_share_says_so() -> None:
+    snowy = []
+    for lon, lat in ((10.6, 59.9), (7.86, 45.93), (-40.0, 75.0), (30.0, 5.0), (-30.0, 81.0), (147.0, -42.0)):
         site = site_at(*np.meshgrid(np.linspace(lon, lon + 0.2, 30), np.linspace(lat, lat + 0.2, 30)))
-        for day in (15.0, 110.0, 200.0):
-            temperature = site.temperature(day)
-            slow = snow_share(site.ground, site.cover, temperature) > 0.55
-            assert (is_snowy(site.ground, site.cover, temperature) == slow).all()
+        limit = snow_limit(site.ground, site.cover)
+        for day in range(5, 365, 30):
+            temperature = site.temperature(float(day))
+            share = snow_share(site.ground, site.cover, temperature)
+            sure = np.abs(share - 0.55) > 1e-9
+            assert ((temperature < limit) == (share > 0.55))[sure].all()
+            snowy.append((share > 0.55).mean())
+    assert 0.2 < np.mean(snowy) < 0.8
+    assert any(0.0 < share < 1.0 for share in snowy)
 
 
 def test_counting_finds_the_mode_that_ranking_finds() -> None:

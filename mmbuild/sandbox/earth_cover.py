@@ -59,7 +59,7 @@ def _fields() -> _Fields:
             noise(32, 9e3, 8, roughness=0.55),
             noise(33, 6e3, 7, roughness=0.5),
         ),
-        texture=noise(34, 700.0, 5, waves=5, roughness=0.4, bend=2.2),
+        texture=noise(34, 700.0, 5, roughness=0.4, bend=2.2),
         people=noise(35, 420e3, 8, ratio=1.9, roughness=0.5),
         bend=(noise(36, 30e3, 2), noise(37, 30e3, 2)),
     )

@@ -12,17 +12,8 @@ from typing import cast
 
 import numpy as np
 
-from mmbuild.sandbox.earth_noise import (
-    Bools,
-    Floats,
-    Ints,
-    Noise,
-    Points,
-    SphereGrid,
-    noise,
-    smoothstep,
-    sphere_grid,
-)
+from mmbuild.sandbox.earth_grids import SphereGrid, sphere_grid
+from mmbuild.sandbox.earth_noise import Bools, Floats, Ints, Noise, Points, noise, smoothstep
 
 COAST_LIMIT_KM = 2000.0
 # Warmest day of the year north of the equator: 19 July.
@@ -98,7 +89,8 @@ def _fields() -> _Fields:
         shore=noise(11, 60e3, 10, roughness=0.95),
         terrain=noise(12, 320e3, 13, roughness=0.78),
         hills=noise(13, 1500e3, 5, roughness=0.7),
-        rivers=noise(14, 260e3, 7, roughness=1.15),
+        # Distances to rivers are a ratio that is badly off where its slope is a little off.
+        rivers=noise(14, 260e3, 7, roughness=1.15, smooth_m=700.0),
         lakes=noise(15, 30e3, 7, roughness=0.9),
         weather=noise(16, 4000e3, 5, roughness=0.6),
         biomes=noise(17, 3000e3, 4, roughness=0.6),
@@ -157,7 +149,7 @@ def _terrain(
     fields: _Fields, p: Points, coast_km: Floats, relief: Floats, lake: Floats, flow_m: Floats
 ) -> tuple[Floats, Floats, Floats]:
     """Elevation in metres (0 at the coast, negative at sea) and its slopes to the east and north."""
-    value, gradient = fields.terrain.with_gradient(p, ridged=(1, 8))
+    value, gradient = fields.terrain.with_gradient(p, ridged=(1, 7))
     hills = fields.hills(p)
     inland = np.maximum(coast_km, 0.0)
     rise = inland / (inland + 25.0)

@@ -52,9 +52,9 @@ def weights(t: Floats) -> list[Floats]:
     return found
 
 
-def _in_steps(epsg: int, x: Floats) -> tuple[Ints, list[Floats]]:
+def _in_steps(epsg: int, x: Floats, step_m: float = STEP_M) -> tuple[Ints, list[Floats]]:
     """The first of the six nodes of each coordinate, and their weights."""
-    steps = x * PER_DEGREE if epsg == 4326 else x / STEP_M
+    steps = x * PER_DEGREE if epsg == 4326 else x / step_m
     whole = np.floor(steps)
     return whole.astype(np.int64) - BEFORE, weights(steps - whole)
 
@@ -70,10 +70,10 @@ def _spreading(first: Ints, parts: Sequence[Floats], nodes: int) -> Any:
     return csr_array((np.stack(parts, axis=1).ravel(), places.ravel(), ends), shape=(first.size, nodes))
 
 
-def _node_points(epsg: int, column: Ints, row: Ints) -> Points:
+def _node_points(epsg: int, column: Ints, row: Ints, step_m: float = STEP_M) -> Points:
     if epsg == 4326:
         return points(column / PER_DEGREE, row / PER_DEGREE)
-    return points(*to_lonlat(epsg, column * STEP_M, row * STEP_M))
+    return points(*to_lonlat(epsg, column * step_m, row * step_m))
 
 
 class Block:
@@ -179,38 +179,60 @@ class Picked:
 
 @dataclass(frozen=True, eq=False)
 class Scattered:
-    """Places in no order, by their coordinates; nothing is kept."""
+    """Places in no order, by their coordinates; nothing is kept. step_m: metres between nodes of a projected system."""
 
     epsg: int
     x: Floats
     y: Floats
+    step_m: float = STEP_M
 
     def take(self, index: Ints) -> Scattered:
-        return Scattered(self.epsg, self.x[index], self.y[index])
+        return Scattered(self.epsg, self.x[index], self.y[index], self.step_m)
+
+    @property
+    def nodes(self) -> Points:
+        """The nodes that are needed."""
+        return self._spread[0]
 
     @cached_property
     def _spread(self) -> tuple[Points, Any, Any]:
-        """The nodes that are needed, and what spreads them across to six per place and down to the places."""
-        columns, across = _in_steps(self.epsg, self.x)
-        rows, down = _in_steps(self.epsg, self.y)
+        """The nodes, and what spreads them across to six per place and down to the places."""
+        columns, across = _in_steps(self.epsg, self.x, self.step_m)
+        rows, down = _in_steps(self.epsg, self.y, self.step_m)
         steps = np.arange(STENCIL)
-        row, column = np.broadcast_arrays(rows[:, None, None] + steps[:, None], columns[:, None, None] + steps)
-        low, span = (int(column.min()), int(np.ptp(column)) + 1) if column.size else (0, 1)
-        keys, places = np.unique(row * span + (column - low), return_inverse=True)
+        keys, top, left, width = self._keys(rows[:, None, None] + steps[:, None], columns[:, None, None] + steps)
+        found, places = keys
+        ends = np.arange(0, places.size + 1, STENCIL)
         lines = csr_array(
-            (np.repeat(np.stack(across, axis=1), STENCIL, axis=0).ravel(), places.ravel(),
-             np.arange(0, row.size + 1, STENCIL)), shape=(rows.size * STENCIL, keys.size),
-        )  # fmt: skip
+            (np.repeat(np.stack(across, axis=1), STENCIL, axis=0).ravel(), places.ravel(), ends),
+            shape=(rows.size * STENCIL, found.size),
+        )
         return (
-            _node_points(self.epsg, keys % span + low, keys // span),
+            _node_points(self.epsg, found % width + left, found // width + top, self.step_m),
             lines,
             _spreading(STENCIL * np.arange(rows.size), down, rows.size * STENCIL),
         )
 
+    @staticmethod
+    def _keys(row: Ints, column: Ints) -> tuple[tuple[Ints, Ints], int, int, int]:
+        """Numbers of the nodes, and which of them each place takes; first row and column, and nodes in a row."""
+        if not row.size:
+            return (np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.int64)), 0, 0, 1
+        top, left, height, width = int(row.min()), int(column.min()), int(np.ptp(row)) + 1, int(np.ptp(column)) + 1
+        keys = (row - top) * width + (column - left)
+        # Places that fill a rectangle need all nodes of it, which are quicker told than sorted out.
+        if height * width <= keys.size:
+            return (np.arange(height * width), keys), top, left, width
+        return np.unique(keys, return_inverse=True), top, left, width
+
+    def spread(self, fields: Floats) -> Floats:
+        """Fields at the nodes (field, node) interpolated to the places (field, place)."""
+        _, across, down = self._spread
+        return np.ascontiguousarray((down @ (across @ np.ascontiguousarray(fields.T))).T)
+
     def fields(self, key: Hashable, make: Make) -> list[Floats]:
         """Fields interpolated to the places, each an array of its own."""
-        at, across, down = self._spread
-        return [(down @ (across @ nodes[:, None])).ravel() for nodes in make(at)]
+        return list(self.spread(np.stack(make(self.nodes))))
 
 
 def points_on(mesh: Lattice | Scattered) -> Points:

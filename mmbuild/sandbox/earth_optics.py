@@ -5,6 +5,7 @@ Surface reflectance first; then the atmosphere (clouds, cirrus, shadow; and for 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,7 +15,7 @@ from mmbuild.sandbox import earth_cover as kinds
 from mmbuild.sandbox.earth_clouds import CIRRUS, CLEAR, HIGH, MEDIUM, SHADOW, Sky
 from mmbuild.sandbox.earth_cover import Cover
 from mmbuild.sandbox.earth_ground import WARMEST_DAY, YEAR_DAYS, Ground
-from mmbuild.sandbox.earth_noise import Bools, Floats, Ints, hash_floats, sine, smoothstep
+from mmbuild.sandbox.earth_noise import Floats, Ints, hash_floats, smoothstep, unsmooth, wave
 
 BANDS = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12")
 
@@ -88,8 +89,12 @@ class Surface:
 
 def day_temperature(g: Ground, day: float) -> Floats:
     """Mean air temperature of a day of the year, Celsius."""
-    swing = np.cos(2.0 * np.pi * (day - WARMEST_DAY) / YEAR_DAYS)
-    return np.asarray(g.temperature_c + g.season_c * swing)
+    return np.asarray(g.temperature_c + g.season_c * swing(day))
+
+
+def swing(day: float) -> float:
+    """-1..1: where in its yearly range the temperature of a day lies."""
+    return math.cos(2.0 * math.pi * (day - WARMEST_DAY) / YEAR_DAYS)
 
 
 def growth(g: Ground, day: float, shift_days: Floats | float = 0.0) -> Floats:
@@ -146,18 +151,22 @@ def _green(g: Ground, c: Cover, day: float) -> Floats:
 def snow_share(g: Ground, c: Cover, temperature: Floats) -> Floats:
     """Share of snow and ice; conifers hide some, water freezes late."""
     lying = smoothstep(-(temperature + 1.5 * c.vigour), -0.5, 4.5) * smoothstep(g.rain_mm, 40.0, 160.0)
-    hidden = np.where(c.kind == kinds.TREE, 0.65, np.where(c.kind == kinds.BUILT, 0.35, 0.06))
     ice = smoothstep(-temperature, 4.0, 9.0) * np.where(g.land, 1.0, smoothstep(-temperature, 11.0, 18.0))
-    share = np.where(c.kind == kinds.WATER, ice, lying * (1.0 - hidden))
+    share = np.where(c.kind == kinds.WATER, ice, lying * (1.0 - _hidden(c)))
     return np.where(c.kind == kinds.SNOW, np.maximum(share, 0.94), share)
 
 
-def is_snowy(g: Ground, c: Cover, temperature: Floats) -> Bools:
-    """Where snow and ice take more than 0.55 of the ground; quick where it is too warm for either."""
-    # Above these, snow_share is exactly 0 but on eternal snow.
-    if (temperature + 1.5 * c.vigour).min(initial=0.5) >= 0.5 and temperature.min(initial=-4.0) >= -4.0:
-        return np.asarray(c.kind == kinds.SNOW)
-    return np.asarray(snow_share(g, c, temperature) > 0.55)
+def _hidden(c: Cover) -> Floats:
+    """Share of the snow that is not seen."""
+    return np.where(c.kind == kinds.TREE, 0.65, np.where(c.kind == kinds.BUILT, 0.35, 0.06))
+
+
+def snow_limit(g: Ground, c: Cover) -> Floats:
+    """Temperatures of a day below which `snow_share` is over 0.55; infinite on eternal snow."""
+    rarely = 0.55 / np.maximum((1.0 - _hidden(c)) * smoothstep(g.rain_mm, 40.0, 160.0), 1e-9)
+    lying = np.where(rarely < 1.0, -unsmooth(np.minimum(rarely, 1.0), -0.5, 4.5) - 1.5 * c.vigour, -np.inf)
+    ice = np.where(g.land, -unsmooth(0.55, 4.0, 9.0), -unsmooth(0.55, 11.0, 18.0))
+    return np.where(c.kind == kinds.WATER, ice, np.where(c.kind == kinds.SNOW, np.inf, lying))
 
 
 def _shares(g: Ground, c: Cover, green: Floats) -> Floats:
@@ -210,7 +219,7 @@ def _colour(s: Surface, band: int) -> Floats:
     """-1..1, different in every band: pigments, minerals and moisture that no mixture of eleven spectra has."""
     texture, vigour, parcel = s.traits
     a, b, c, d = hash_floats(101 + band, 4)
-    return sine((0.25 + 0.2 * a) * vigour + (0.06 + 0.1 * b) * texture + (0.4 + 1.2 * c) * parcel + d)
+    return wave((0.25 + 0.2 * a) * vigour + (0.06 + 0.1 * b) * texture + (0.4 + 1.2 * c) * parcel + d)
 
 
 def under_sky(clear: Floats, sky: Sky, band: int) -> Floats:

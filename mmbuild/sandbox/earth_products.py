@@ -11,12 +11,13 @@ from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmbuild.sandbox import earth_cover as kinds
 from mmbuild.sandbox import earth_optics as optics
 from mmbuild.sandbox.earth_clouds import CIRRUS, CLEAR, HIGH, MEDIUM
 from mmbuild.sandbox.earth_ground import WARMEST_DAY, YEAR_DAYS
-from mmbuild.sandbox.earth_noise import Bools, Floats, Ints, Points, hash_cells, hash_floats, noise, smoothstep
+from mmbuild.sandbox.earth_noise import Bools, Floats, Ints, hash_cells, hash_floats, noise, smoothstep
 from mmbuild.sandbox.earth_radar import Look, backscatter
 from mmbuild.sandbox.earth_site import Site
 from mmbuild.sandbox.radar_scenes import RadarScene
@@ -46,6 +47,7 @@ class Ask:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+Codes = NDArray[np.uint8]
 Answer = tuple[Any, Bools | None]
 """Values in the product's own numbers (rounded where it is integer) and validity (None: all valid)."""
 FIELDS: dict[str, Callable[[Site, Ask], Answer]] = {}
@@ -166,7 +168,7 @@ def clarity(site: Site, ask: Ask) -> Answer:
 def dynamic_world(site: Site, ask: Ask) -> Answer:
     """Dynamic World label of a date: the cover, its runner-up where the two are close, snow when it lies; no clouds."""
     valid = site.is_clear(ask.scene, ask.company)
-    label = _label(site, ask.scene, valid)
+    label = _label(site, ask.scene) if valid.any() else np.zeros(valid.shape, dtype=np.uint8)
     if ask.band == "label":
         return label, valid
     wanted = _DYNAMIC_WORLD_BANDS.index(ask.band)
@@ -181,41 +183,49 @@ def dynamic_world(site: Site, ask: Ask) -> Answer:
 _DYNAMIC_WORLD_BANDS = (
     "water", "trees", "grass", "flooded_vegetation", "crops", "shrub_and_scrub", "built", "bare", "snow_and_ice",
 )  # fmt: skip
-_FLICKER = noise(71, 500.0, 2, ratio=2.4, roughness=0.3)
+_SNOW_AND_ICE = _DYNAMIC_WORLD_BANDS.index("snow_and_ice")
+# Waves that are not bent, so that a date's are sums of two that all dates share.
+_FLICKER = noise(71, 500.0, 2, ratio=2.4, roughness=0.3, bend=0.0)
+# Labels change to the second where it scores less than this times the flicker below the first.
+_DOUBT = 0.35
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Choice:
-    """Best and second label of each point, and the points that may change to their second: places, limits of doubt."""
+    """Best and second label of each point, where the second may win, and what decides it on a date.
 
-    first: Ints
-    second: Ints
+    open: places where it may. lag: how much of the flicker that takes. waves: the flicker's `Noise.basis` there.
+    chill: how far below its yearly mean a day must be for snow.
+    """
+
+    first: Codes
+    second: Codes
     open: Ints
-    points: Points
-    limit: Floats
+    lag: Floats
+    waves: Floats
+    chill: Floats
 
 
 def _choice(site: Site) -> _Choice:
     c = site.cover
-    first, second = kinds.DYNAMIC_WORLD[c.kind], kinds.DYNAMIC_WORLD[c.second]
-    limit = c.margin / 0.35
-    undecided = np.flatnonzero((first != second) & (c.second != kinds.BUILT) & (limit < _FLICKER.most))
-    return _Choice(first=first, second=second, open=undecided, points=site.points.take(undecided),
-                   limit=limit[undecided])  # fmt: skip
+    first, second = (kinds.DYNAMIC_WORLD[kind].astype(np.uint8) for kind in (c.kind, c.second))
+    lag = c.margin / _DOUBT
+    may = (first != second) & (c.second != kinds.BUILT) & (c.kind != kinds.SNOW) & (lag < _FLICKER.most)
+    undecided = np.flatnonzero(may)
+    chill = optics.snow_limit(site.ground, c) - site.ground.temperature_c
+    return _Choice(first=first, second=second, open=undecided, lag=lag[undecided], chill=chill,
+                   waves=_FLICKER.basis(site.points.take(undecided)))  # fmt: skip
 
 
-def _label(site: Site, scene: OpticalScene, wanted: Bools) -> Ints:
-    """The label of a date, right wherever `wanted`."""
+def _label(site: Site, scene: OpticalScene) -> Codes:
+    """The label of a date."""
     choice = site.lasting("dw", lambda: _choice(site))
-    if not wanted.any():
-        return choice.first
     phases = np.array(hash_floats(scene.passage, _FLICKER.phases.size)).reshape(_FLICKER.phases.shape)
-    seen = np.flatnonzero(wanted[choice.open])
-    near, doubt = _FLICKER.reaching(choice.points.take(seen), phases, choice.limit[seen])
-    near = choice.open[seen[near]]
+    changed = choice.open[choice.lag < _FLICKER.turned(choice.waves, phases)]
     label = choice.first.copy()
-    label[near] = np.where(site.cover.margin[near] < 0.35 * doubt, choice.second[near], choice.first[near])
-    return np.where(optics.is_snowy(site.ground, site.cover, site.temperature(scene.day)), 8, label)
+    label[changed] = choice.second[changed]
+    label[site.ground.season_c * optics.swing(scene.day) < choice.chill] = _SNOW_AND_ICE
+    return label
 
 
 @product_field

@@ -15,13 +15,13 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mmbuild.sandbox.earth_clouds import CELL_M, Sky, clear_skies, cloud_bias, sky
+from mmbuild.sandbox.earth_clouds import CELL_M, Cells, Sky, cells_at, clear_skies, cloud_bias, sky
 from mmbuild.sandbox.earth_cover import Cover, cover
 from mmbuild.sandbox.earth_ground import Ground, ground, yearly_rain
 from mmbuild.sandbox.earth_mesh import Blocks
 from mmbuild.sandbox.earth_noise import Bools, Floats, Ints, Points, points
 from mmbuild.sandbox.earth_optics import Sun, Surface, day_temperature, surface
-from mmbuild.sandbox.mgrs import to_lonlat, transformer
+from mmbuild.sandbox.mgrs import transformer
 from mmbuild.sandbox.scenes import OpticalScene
 
 _T = TypeVar("_T")
@@ -32,7 +32,7 @@ CACHE_POINTS = 500_000
 # Per-date results kept per site.
 MEMO_ENTRIES = 6
 # Skies of cells that are worked out together, and kept per site: below a kilobyte each for a chip of 128 px.
-SKIES_AT_ONCE, SKIES_KEPT = 16, 64
+SKIES_AT_ONCE, SKIES_KEPT = 32, 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +93,10 @@ class Site:
         x, y = transformer(4326, epsg).transform(self.points.lon, self.points.lat)
         return np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
 
+    def corners(self, epsg: int) -> tuple[Floats, Floats]:
+        """The corners of the rectangle around the points in a projected system."""
+        return self.lasting(("corners", epsg), lambda: _corners(*self.projected(epsg)))
+
     def memo(self, key: Hashable, make: Callable[[], _T]) -> _T:
         """The value under a key of one date, made at most once while it is among the last few."""
         with self._lock:
@@ -129,9 +133,9 @@ class Site:
             if _pass_of(scene) not in known:
                 others = (s for s in company if s.tile.epsg == epsg and _pass_of(s) not in known)
                 batch = [scene, *islice(others, SKIES_AT_ONCE - 1)]
-                bias = np.stack([cloud_bias(rain, hemisphere, s.day) for s in batch])
+                bias = cloud_bias(rain, hemisphere, np.array([[s.day] for s in batch]))
                 passes = np.array([s.passage for s in batch], dtype=np.int64)
-                skies = clear_skies(cells, bias, passes, [(s.zenith_deg, s.azimuth_deg) for s in batch])
+                skies = clear_skies(cells, bias, passes, np.array([(s.zenith_deg, s.azimuth_deg) for s in batch]))
                 known.update((_pass_of(s), clear) for s, clear in zip(batch, skies, strict=True))
                 while len(known) > SKIES_KEPT:
                     known.popitem(last=False)
@@ -147,8 +151,8 @@ class Site:
         coarse = sky(cells, bias, scene.passage, scene.zenith_deg, scene.azimuth_deg)
         return Sky(**{name: getattr(coarse, name)[spread] for name in ("code", "depth", "veil", "score")})
 
-    def _cells(self, scene: OpticalScene) -> tuple[Floats, Floats, Points, NDArray[np.int64]]:
-        """Rain, hemisphere and places of the 60 m cells that hold the points, and which cell each point is in."""
+    def _cells(self, scene: OpticalScene) -> tuple[Floats, Floats, Cells, NDArray[np.int64]]:
+        """Rain and hemisphere of the 60 m cells that hold the points, and which cell each point is in."""
         x, y = self.projected(scene.tile.epsg)
         phase = scene.tile.top % CELL_M
         column, row = np.floor(x / CELL_M).astype(np.int64), np.floor((y - phase) / CELL_M).astype(np.int64)
@@ -156,9 +160,14 @@ class Site:
         keys, spread = np.unique((row - row.min()) * width + (column - column.min()), return_inverse=True)
         cx = (keys % width + column.min() + 0.5) * CELL_M
         cy = (keys // width + row.min() + 0.5) * CELL_M + phase
-        p = points(*to_lonlat(scene.tile.epsg, cx, cy))
-        rain, hemisphere = yearly_rain(p)
-        return rain, hemisphere, p, spread.astype(np.int64)
+        cells = cells_at(scene.tile.epsg, cx, cy)
+        rain, hemisphere = yearly_rain(cells.points)
+        return rain, hemisphere, cells, spread.astype(np.int64)
+
+
+def _corners(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    (west, east), (south, north) = ((axis.min(), axis.max()) for axis in (x, y))
+    return np.array([west, west, east, east]), np.array([south, north, south, north])
 
 
 def _pass_of(scene: OpticalScene) -> Hashable:

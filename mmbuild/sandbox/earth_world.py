@@ -102,10 +102,14 @@ class SyntheticDataset(ABC):
 
     def pixels(self, image: ImageInfo, band: BandInfo, site: Site) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Stored values and validity at a site whose points are native pixel centres; masked values are 0."""
-        values, valid = FIELDS[self.fields[band.id]["field"]](site, self.ask(image, band.id))
-        mask = np.ones(site.points.size, dtype=bool) if valid is None else valid
         covered = self.covers(image, site)
-        mask = mask if covered is None else mask & covered
+        if covered is not None and not covered.any():
+            return np.zeros(covered.shape, dtype=band.dtype), covered
+        values, valid = FIELDS[self.fields[band.id]["field"]](site, self.ask(image, band.id))
+        masks = [mask for mask in (valid, covered) if mask is not None]
+        if not masks:
+            return np.asarray(values).astype(band.dtype), np.ones(site.points.size, dtype=bool)
+        mask = masks[0] if len(masks) == 1 else masks[0] & masks[1]
         return np.where(mask, values, 0).astype(band.dtype), mask
 
     def window(
@@ -113,12 +117,15 @@ class SyntheticDataset(ABC):
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         """Values and mask of a native lattice window; mask False outside the image."""
         info = next(b for b in image.bands if b.id == band)
-        values, mask = np.zeros((height, width), dtype=info.dtype), np.zeros((height, width), dtype=bool)
         top, left = max(row0, 0), max(col0, 0)
         bottom = row0 + height if info.height is None else min(row0 + height, info.height)
         right = col0 + width if info.width is None else min(col0 + width, info.width)
+        if (top, left, bottom, right) == (row0, col0, row0 + height, col0 + width) and height * width <= BLOCK_POINTS:
+            got = self.pixels(image, info, self._window_site(info, row0, col0, height, width))
+            return got[0].reshape(height, width), got[1].reshape(height, width)
         columns = max(min(right - left, BLOCK_POINTS), 1)
         rows = max(BLOCK_POINTS // columns, 1)
+        values, mask = np.zeros((height, width), dtype=info.dtype), np.zeros((height, width), dtype=bool)
         for r in range(top, bottom, rows):
             for c in range(left, right, columns):
                 shape = min(rows, bottom - r), min(columns, right - c)
@@ -226,8 +233,11 @@ class OpticalDataset(SyntheticDataset):
             raise KeyError(index)
         return self._info(scene, scene.cloud_percent)
 
-    def covers(self, image: ImageInfo, site: Site) -> NDArray[np.bool_]:
+    def covers(self, image: ImageInfo, site: Site) -> NDArray[np.bool_] | None:
         scene: OpticalScene = image.private
+        # A swath is straight: with the corners around the points, all of them lie in it.
+        if scene.strip.covers(*site.corners(scene.tile.epsg)).all():
+            return None
         return scene.strip.covers(*site.projected(scene.tile.epsg))
 
     def _info(self, scene: OpticalScene, cloud: float) -> ImageInfo:

@@ -232,8 +232,11 @@ class Stored:
         last_row = row0 + height if self.band.height is None else min(row0 + height, self.band.height)
         last_col = col0 + width if self.band.width is None else min(col0 + width, self.band.width)
         values, mask = self.dataset.window(self.image, self.band.id, row0, col0, last_row - row0, last_col - col0)
-        mask = np.asarray(mask, dtype=np.float64)
-        values = np.where(mask > 0, np.asarray(values, dtype=np.float64), 0.0)
+        if mask.dtype == bool and mask.all():
+            values, mask = np.asarray(values, dtype=np.float64), np.broadcast_to(np.float64(1.0), mask.shape)
+        else:
+            mask = np.asarray(mask, dtype=np.float64)
+            values = np.where(mask > 0, np.asarray(values, dtype=np.float64), 0.0)
         if mask.shape == (height, width):
             return values, mask
         pad = ((0, height - mask.shape[0]), (0, width - mask.shape[1]))

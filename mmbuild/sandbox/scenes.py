@@ -128,15 +128,20 @@ def orbit_strips(tile: Tile, orbit: Orbit, half_km: float) -> tuple[Strip, ...]:
     flat = math.cos(math.radians(lat))
     east = math.radians(lon)
     centre = np.array([flat * math.cos(east), flat * math.sin(east), math.sin(math.radians(lat))])
+    if not u.size:
+        return ()
+    # The centre turned back to each orbit's node, for one position of all: cosines, (orbit, u).
+    back = turned(centre[:, None], -orbit.node_lons)
+    cosines = back[0][:, None] * position[0] + back[1][:, None] * position[1] + back[2][:, None] * position[2]
+    nearest = np.argmax(cosines, axis=1)
+    reach = math.cos((half_km + 85.0) / EARTH_RADIUS_KM)
     found = []
-    for number, node in enumerate(orbit.node_lons.tolist() if u.size else (), start=1):
-        ahead = turned(position, node)
-        best = int(np.argmax(centre @ ahead))
-        if EARTH_RADIUS_KM * math.acos(min(float(centre @ ahead[:, best]), 1.0)) < half_km + 85.0:
-            at, moves = ahead[:, best], turned(motion, node)[:, best]
-            a, b, c = _centre_line(tile, at, moves)
-            found.append(Strip(number=number, node_lon=node, delay_ms=float(u[best]) / 360.0 * orbit.period_ms,
-                               a=a, b=b, c=c, half_m=half_km * 1000.0))  # fmt: skip
+    for place in np.flatnonzero(cosines[np.arange(nearest.size), nearest] > reach).tolist():
+        node, best = float(orbit.node_lons[place]), int(nearest[place])
+        at, moves = (turned(part[:, best], node) for part in (position, motion))
+        a, b, c = _centre_line(tile, at, moves)
+        found.append(Strip(number=place + 1, node_lon=node, delay_ms=float(u[best]) / 360.0 * orbit.period_ms,
+                           a=a, b=b, c=c, half_m=half_km * 1000.0))  # fmt: skip
     return tuple(s for s in found if valid_area(tile, s).area > 0.01 * TILE_M**2)
 
 
@@ -277,12 +282,13 @@ def _measure(tile: Tile, scenes: list[OpticalScene]) -> None:
     x, y = sample_cells(tile)
     p = points(*to_lonlat(tile.epsg, x, y))
     rain, hemisphere = yearly_rain(p)
+    swaths = {strip: np.flatnonzero(strip.covers(x, y)) for strip in {scene.strip for scene in scenes}}
     for group in (scenes[i : i + 64] for i in range(0, len(scenes), 64)):
         days = np.array([s.day for s in group])
         passes = np.array([s.passage for s in group], dtype=np.int64)
-        codes, *_ = cloud_codes(p, cloud_bias(rain, hemisphere, days[:, None]).reshape(-1, p.size), passes)
-        cloudy = (codes.reshape(len(group), -1) >= FIRST_CLOUD).astype(np.float64)
+        codes = cloud_codes(p, cloud_bias(rain, hemisphere, days[:, None]), passes)
+        cloudy = codes >= FIRST_CLOUD
         for scene, row in zip(group, cloudy, strict=True):
-            valid = scene.strip.covers(x, y)
-            share = float(row[valid].mean()) if valid.any() else 0.0
+            valid = swaths[scene.strip]
+            share = float(np.count_nonzero(row[valid]) / max(valid.size, 1))
             _shares[tile.name, scene.passage] = round(share * 100.0, 4)
