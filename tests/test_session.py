@@ -385,7 +385,10 @@ def test_an_expression_that_the_client_refuses_to_build_is_a_wrong_request_of_it
     """The client checks some arguments itself, before anything is sent."""
     source = open_at(OFFLINE)
     nothing: Any = object()
-    scene = Scene(slot=0, modality=DEM, scene_id=nothing, time=None)
+    bands = {name: source.blocks[DEM].band(name) for name in source.modalities[DEM].band_names}
+    wrong = {name: band.model_copy(update={"band": nothing}) for name, band in bands.items()}
+    source.blocks[DEM] = source.blocks[DEM].model_copy(update={"bands": wrong})
+    scene = Scene(slot=0, modality=DEM, scene_id=DEM_ASSET, time=None)
     with pytest.raises(UserError, match=rf"^modality {DEM} \({DEM_ASSET}\): Earth Engine's client refused: "):
         source.read(PLACE, {DEM: Choice(modality=DEM, scenes=(scene,))})
     assert source.usage == Usage()

@@ -35,7 +35,8 @@ from mmbuild.sources.earthengine import expressions, tables
 from mmbuild.sources.earthengine.blocks import Block, block_of
 from mmbuild.sources.earthengine.meter import last_exchange, workload_tag
 from mmbuild.sources.earthengine.refusals import about
-from mmbuild.sources.earthengine.session import Blame, building, call, connect, identity, retries
+from mmbuild.sources.earthengine.session import Blame, building, call, compute_pixels, connect, identity, retries
+from mmbuild.sources.earthengine.templates import Templates
 from mmbuild.throttle import Gate, with_retries
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class EarthEngine:
         self.tag = workload_tag(spec.tag)
         self.modalities = {name: m for name, m in modalities.items() if "earthengine" in m.sources}
         self.blocks = {name: block_of(modality) for name, modality in self.modalities.items()}
+        self._templates = Templates(self._drawn)
         connect(spec)
 
     def identity(self) -> dict[str, Any]:
@@ -232,17 +234,11 @@ class EarthEngine:
 
     def _read_together(self, sample: Sample, gsd: float, choices: Mapping[str, Choice]) -> dict[str, np.ndarray]:
         """One pixel request: all bands on one grid, named by position so that no name can collide."""
-        names = [choice.modality for choice in choices.values()]
+        names, grid = [choice.modality for choice in choices.values()], sample.grid(gsd)
         blame = self._blame(names)
         with building(self.spec, blame):
-            images = [
-                self._stored(sample, choice).rename([f"m{position}_{band}" for band in range(len(bands))])
-                for position, choice in enumerate(choices.values())
-                for bands in [self.modalities[choice.modality].bands]
-            ]
-            image = ee.Image.cat(images)
-        grid = to_earthengine(sample.grid(gsd))
-        pixels = self._asked(lambda: self._pixels(image, grid, names), blame)
+            body = self._templates.request(sample, list(choices.values()), to_earthengine(grid))
+        pixels = self._asked(lambda: self._pixels(body, (grid.height, grid.width), names), blame)
         self.usage.add(Usage(pixel_requests=1))
         chips = {}
         for position, (key, name) in enumerate(zip(choices, names, strict=True)):
@@ -250,24 +246,24 @@ class EarthEngine:
             chips[key] = np.stack([pixels[band] for band in bands]).astype(self.modalities[name].np_dtype, copy=False)
         return chips
 
-    def _stored(self, sample: Sample, choice: Choice) -> Any:
-        """One chip's image as it is stored."""
-        modality, region = self.modalities[choice.modality], expressions.region(sample)
+    def _drawn(self, choice: Choice, name: str, corners: Sequence[float], crs: str) -> Any:
+        """One chip's image as it is stored; its bands are called ``name`` and their position."""
+        modality, region = self.modalities[choice.modality], expressions.rectangle(corners, crs)
         rule = modality.clear if choice.reduce is not None else None
         clear = None if rule is None else lambda scene: self._clear_ground(rule, scene, region)
-        return expressions.stored(modality, self.blocks[choice.modality], choice, region, clear)
+        image = expressions.stored(modality, self.blocks[choice.modality], choice, region, clear)
+        return image.rename([f"{name}_{band}" for band in range(len(modality.bands))])
 
-    def _pixels(self, image: Any, grid: dict[str, Any], names: Sequence[str]) -> np.ndarray:
+    def _pixels(self, body: str, shape: tuple[int, int], names: Sequence[str]) -> np.ndarray:
         """The structured array of a pixel request.
 
         Anything but the whole answer is a transient SourceError; another dtype than asked for is one for good.
         """
-        raw = ee.data.computePixels({"expression": image, "fileFormat": "NPY", "grid": grid})
+        raw = compute_pixels(body)
         try:
             pixels: np.ndarray = np.load(io.BytesIO(raw), allow_pickle=False, max_header_size=NPY_HEADER_BYTES)
         except (ValueError, EOFError) as error:
             raise SourceError(f"a pixel answer of {len(raw)} bytes is not a whole NPY file", transient=True) from error
-        shape = (grid["dimensions"]["height"], grid["dimensions"]["width"])
         expected = {
             f"m{position}_{index}": (name, band, self.modalities[name].np_dtype)
             for position, name in enumerate(names)

@@ -32,8 +32,12 @@ _CASTS = {
 
 def region(sample: Sample) -> Any:
     """The sample's ground as a planar rectangle in its own CRS."""
-    box = sample.grid().boundingbox
-    return ee.Geometry.Rectangle([box.left, box.bottom, box.right, box.top], f"EPSG:{sample.epsg}", False)
+    return rectangle(sample.grid().boundingbox.bbox, f"EPSG:{sample.epsg}")
+
+
+def rectangle(corners: Sequence[float], crs: str) -> Any:
+    """Planar ground between left, bottom, right and top."""
+    return ee.Geometry.Rectangle(list(corners), crs, False)
 
 
 def place(sample: Sample, asks: Sequence[Ask]) -> dict[str, Any]:

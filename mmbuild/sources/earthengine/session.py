@@ -14,8 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
@@ -247,6 +248,26 @@ def call(
         if not is_broken_body(error):
             raise
         raise _broken_body(error, blame) from error
+
+
+def compute_pixels(body: str) -> bytes:
+    """What ``ee.data.computePixels`` asks and answers, for a body that is text already.
+
+    The client prepares address and headers anew for every request, in half a millisecond; here they are copied.
+    """
+    request = copy(_pixel_request(ee.data._get_state().cloud_api_resource_raw))
+    request.body, request.body_size, request.headers = body, len(body), dict(request.headers)
+    try:
+        answer: bytes = request.execute(num_retries=0)
+    except googleapiclient.errors.HttpError as error:
+        raise ee.EEException(error.reason) from error
+    return answer
+
+
+@lru_cache(maxsize=1)
+def _pixel_request(service: Any) -> Any:
+    """The request for pixels, without a body, as the client makes it for the service that it was initialised with."""
+    return service.projects().image().computePixels(project=ee.data._get_projects_path(), body={})
 
 
 @contextmanager
