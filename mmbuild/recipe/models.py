@@ -193,6 +193,8 @@ class Recipe(Strict):
 
     _known: dict[str, Modality] = PrivateAttr(default_factory=dict)
     _paths: dict[str, Path] = PrivateAttr(default_factory=dict)
+    # What the definitions were made of, and they themselves: asked for many times a sample, and a millisecond to make.
+    _made: tuple[object, object, dict[str, Modality]] | None = PrivateAttr(None)
 
     @property
     def known_modalities(self) -> dict[str, Modality]:
@@ -201,7 +203,9 @@ class Recipe(Strict):
 
     @property
     def modality_defs(self) -> dict[str, Modality]:
-        return {name: self._definition(name) for name in self.modalities}
+        if self._made is None or self._made[0] is not self.modalities or self._made[1] is not self.anchor:
+            self._made = self.modalities, self.anchor, {name: self._definition(name) for name in self.modalities}
+        return self._made[2]
 
     def _definition(self, name: str) -> Modality:
         use = self.modalities[name]

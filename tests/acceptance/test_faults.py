@@ -35,7 +35,8 @@ RECIPE = {
 # 5 % transient errors, 1 % truncated bodies, one outage of 30 s, one storm of refusals for asking too much.
 FAULTS = [
     {"fault": "unavailable", "from_s": 8, "to_s": 38},
-    {"fault": "rate", "from_s": 70, "to_s": 80},
+    # By number: while a busy machine searches, no request may come for ten seconds, and a storm of some seconds passes.
+    {"fault": "rate", "from_request": 200, "to_request": 215},
     {"fault": "internal", "probability": 0.02, "seed": 1},
     {"fault": "bad_gateway", "probability": 0.02, "seed": 2},
     {"fault": "reset", "probability": 0.01, "seed": 3},

@@ -6,7 +6,6 @@ sample's lattice in one pixel request, always with an explicit validity, and nev
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -23,15 +22,13 @@ from mmbuild.grid import to_earthengine
 from mmbuild.modality import Clear, Modality
 from mmbuild.sources import (
     PAIRS_PER_REQUEST,
-    RESPONSE_LIMIT_BANDS,
-    RESPONSE_LIMIT_BYTES,
     SAMPLES_PER_REQUEST,
     Ask,
     Box,
     SourceSpec,
     Usage,
 )
-from mmbuild.sources.earthengine import expressions, tables
+from mmbuild.sources.earthengine import expressions, pixels, tables
 from mmbuild.sources.earthengine.blocks import Block, block_of
 from mmbuild.sources.earthengine.meter import last_exchange, workload_tag
 from mmbuild.sources.earthengine.refusals import about
@@ -42,8 +39,6 @@ from mmbuild.throttle import Gate, with_retries
 if TYPE_CHECKING:
     import geopandas as gpd
 
-# The header of an NPY file names every band: 1,024 of them take some 26 KB, numpy reads 10 KB unless told otherwise.
-NPY_HEADER_BYTES = 2**20
 _AFFINE_KEYS = ("scaleX", "shearX", "translateX", "shearY", "scaleY", "translateY")
 
 
@@ -196,29 +191,11 @@ class EarthEngine:
             else:
                 wanted.setdefault(self.gsd[name], []).append(key)
         for gsd, keys in wanted.items():
-            for group in self._groups(sample, gsd, {key: choices[key] for key in keys}):
-                chips |= self._read_lattice(sample, gsd, group)
+            sizes = {key: self.modalities[choices[key].modality] for key in keys}
+            grid = sample.grid(gsd)
+            for group in pixels.groups(sizes, (grid.height, grid.width)):
+                chips |= self._read_lattice(sample, gsd, {key: choices[key] for key in group})
         return {key: chips[key] for key in choices if key in chips}
-
-    def _groups(self, sample: Sample, gsd: float, choices: Mapping[str, Choice]) -> list[dict[str, Choice]]:
-        """Split the chips of one lattice so that each answer stays below the response limits."""
-        height, width = sample.grid(gsd).shape
-        groups: list[dict[str, Choice]] = [{}]
-        room, bands = RESPONSE_LIMIT_BYTES, RESPONSE_LIMIT_BANDS
-        for key, choice in choices.items():
-            modality = self.modalities[choice.modality]
-            need = height * width * len(modality.bands) * (modality.np_dtype.itemsize + 1)
-            if need > RESPONSE_LIMIT_BYTES:
-                raise UserError(
-                    f"one {modality.name} chip is {need / 2**20:.0f} MiB, Earth Engine answers at most 48 MiB", "grid",
-                    "use a smaller size or fewer bands",
-                )  # fmt: skip
-            if need > room or len(modality.bands) > bands:
-                groups.append({})
-                room, bands = RESPONSE_LIMIT_BYTES, RESPONSE_LIMIT_BANDS
-            groups[-1][key] = choice
-            room, bands = room - need, bands - len(modality.bands)
-        return groups
 
     def _read_lattice(self, sample: Sample, gsd: float, choices: Mapping[str, Choice]) -> dict[str, np.ndarray]:
         """Chips on one grid, from one pixel request; one that is too large is halved until it fits."""
@@ -238,13 +215,10 @@ class EarthEngine:
         blame = self._blame(names)
         with building(self.spec, blame):
             body = self._templates.request(sample, list(choices.values()), to_earthengine(grid))
-        pixels = self._asked(lambda: self._pixels(body, (grid.height, grid.width), names), blame)
+        asked, shape = [self.modalities[name] for name in names], (grid.height, grid.width)
+        chips = self._asked(lambda: pixels.chips(compute_pixels(body), asked, shape), blame)
         self.usage.add(Usage(pixel_requests=1))
-        chips = {}
-        for position, (key, name) in enumerate(zip(choices, names, strict=True)):
-            bands = [f"m{position}_{band}" for band in range(len(self.modalities[name].bands))]
-            chips[key] = np.stack([pixels[band] for band in bands]).astype(self.modalities[name].np_dtype, copy=False)
-        return chips
+        return dict(zip(choices, chips, strict=True))
 
     def _drawn(self, choice: Choice, name: str, corners: Sequence[float], crs: str) -> Any:
         """One chip's image as it is stored; its bands are called ``name`` and their position."""
@@ -253,30 +227,6 @@ class EarthEngine:
         clear = None if rule is None else lambda scene: self._clear_ground(rule, scene, region)
         image = expressions.stored(modality, self.blocks[choice.modality], choice, region, clear)
         return image.rename([f"{name}_{band}" for band in range(len(modality.bands))])
-
-    def _pixels(self, body: str, shape: tuple[int, int], names: Sequence[str]) -> np.ndarray:
-        """The structured array of a pixel request.
-
-        Anything but the whole answer is a transient SourceError; another dtype than asked for is one for good.
-        """
-        raw = compute_pixels(body)
-        try:
-            pixels: np.ndarray = np.load(io.BytesIO(raw), allow_pickle=False, max_header_size=NPY_HEADER_BYTES)
-        except (ValueError, EOFError) as error:
-            raise SourceError(f"a pixel answer of {len(raw)} bytes is not a whole NPY file", transient=True) from error
-        expected = {
-            f"m{position}_{index}": (name, band, self.modalities[name].np_dtype)
-            for position, name in enumerate(names)
-            for index, band in enumerate(self.modalities[name].band_names)
-        }
-        given = {key: pixels.dtype[key] for key in pixels.dtype.names or ()}
-        if pixels.shape != shape or set(given) != set(expected):
-            found, asked = f"shape {pixels.shape} and {len(given)} bands", f"{shape} and {len(expected)}"
-            raise SourceError(f"a pixel answer has {found}, asked were {asked}", transient=True)
-        for key, (name, band, dtype) in expected.items():
-            if given[key].newbyteorder("=") != dtype.newbyteorder("="):
-                raise SourceError(f"band {band} of {name} came as {given[key]}, expected {dtype}")
-        return pixels
 
     # -- tables ---------------------------------------------------------------------------------------------------
 
