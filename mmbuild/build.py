@@ -27,11 +27,11 @@ from mmbuild.governor import Governor
 from mmbuild.plan import locate, slots_of_shard
 from mmbuild.recipe import Recipe, load_recipe
 from mmbuild.records import committed_shards, read_record, record_key
-from mmbuild.shard import ShardResult
-from mmbuild.sources import Source, SourceSpec, Usage, kind_of, open_source
+from mmbuild.shard import ShardResult, requests_before_pixels
+from mmbuild.sources import Source, SourceSpec, TellsCompute, Usage, kind_of, open_source
 from mmbuild.store import Store, open_store
 from mmbuild.threads import Crew, Task, Threads, Work
-from mmbuild.throttle import Budget, Gate, Spending
+from mmbuild.throttle import Budget, Spending
 from mmbuild.tree import write_tree
 
 OnStep = Callable[[str], None]
@@ -126,12 +126,14 @@ def build_corpus(
                 finish(open_corpus(out), step=step)
         except QuotaStop as stop:
             report.stopped = str(stop)
+            _check_progress(asked, report, governor.used)
             raise
         finally:
             report.seconds = time.monotonic() - began
             report.spending.merge(governor.used)
             _write_ledger(store, report, started)
     if report.stopped:
+        _check_progress(asked, report, governor.used)
         raise QuotaStop(_stop_text(report))
     return open_corpus(out)
 
@@ -142,6 +144,19 @@ def _check_visible(store: Store, result: ShardResult) -> None:
             f"the workers wrote shard {result.shard} where this process cannot see it", store.url,
             "use a folder that all workers share, or an object-store URL",
         )  # fmt: skip
+
+
+def _check_progress(recipe: Recipe, report: BuildReport, used: Spending) -> None:
+    """Refuse a budget that was used up before the first sample was finished: it would be again, however often."""
+    option = report.stopped.split(" ")[0]
+    if report.statuses or option not in ("--max-requests", "--max-gb", "--max-eecu-hours"):
+        return
+    before = requests_before_pixels(recipe)
+    enough = f"{max(before + 1, 2 * used.requests)} or more" if option == "--max-requests" else "more"
+    raise UserError(
+        f"{report.stopped}, before the first sample was finished: a shard asks for its scenes first, in up to "
+        f"{before} requests", option, f"use {enough}, or a smaller store.samples_per_shard in a new folder",
+    )  # fmt: skip
 
 
 def _stop_text(report: BuildReport) -> str:
@@ -155,13 +170,14 @@ def _stop_text(report: BuildReport) -> str:
 # -- before the shards --------------------------------------------------------------------------------------------
 
 
-def _prepare(store: Store, recipe: Recipe, spec: SourceSpec, samples: int | None, step: OnStep, gate: Gate) -> int:
+def _prepare(store: Store, recipe: Recipe, spec: SourceSpec, samples: int | None, step: OnStep, gate: Governor) -> int:
     """Write the lock, the locations and the cube's metadata, or check and extend what is there; the number of slots.
 
     The lock goes first: a folder with a lock is ours, and everything after it can be written again.
     """
     _check_sources(spec)
     source = open_source(spec, recipe.known_modalities, {}, gate)
+    _check_compute(gate.budget, source)
     old = json.loads(store.get("recipe.lock.json")) if store.exists("recipe.lock.json") else None
     if old is None and any(key.startswith(("cube.zarr/", "shards/")) for key in store.list()):
         raise UserError("there are files of something else here", store.url, "build into an empty folder")
@@ -193,6 +209,15 @@ def _check_sources(spec: SourceSpec) -> None:
                 f"{other.name} and {spec.name} cannot be mixed in one build: both are reached by the same client",
                 f"modalities.{name}.source", f"remove it or set source: {other.name} for the whole recipe",
             )  # fmt: skip
+
+
+def _check_compute(budget: Budget, source: Source) -> None:
+    """Refuse a budget of compute time, before anything is asked, of a source whose answers do not tell theirs."""
+    if budget.max_eecu_hours is not None and not (isinstance(source, TellsCompute) and source.tells_compute()):
+        raise UserError(
+            f"{budget.max_eecu_hours:g} EECU-hours cannot be kept: this source's answers do not tell what they cost",
+            "--max-eecu-hours", "use --max-requests; mmbuild plan RECIPE --probe N forecasts how many a build takes",
+        )  # fmt: skip
 
 
 def _lock(recipe: Recipe, source: dict[str, Any]) -> dict[str, Any]:

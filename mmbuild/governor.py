@@ -39,6 +39,10 @@ class Governor:
         return self._run.used
 
     @property
+    def budget(self) -> Budget:
+        return self._run.budget
+
+    @property
     def reason(self) -> str | None:
         """Why it stopped, if it did."""
         return self._run.reason

@@ -20,7 +20,7 @@ from mmbuild.modality import Modality
 from mmbuild.plan import samples_of
 from mmbuild.recipe import Recipe
 from mmbuild.records import write_record
-from mmbuild.sources import Ask, Source, SourceSpec, Usage, derived, open_source
+from mmbuild.sources import PAIRS_PER_REQUEST, Ask, Source, SourceSpec, Usage, derived, open_source
 from mmbuild.store import open_store
 from mmbuild.throttle import Gate
 from mmbuild.times import month_start
@@ -57,6 +57,19 @@ class ShardResult:
     statuses: Mapping[str, int]
     usage: Usage
     stopped: str = ""
+
+
+def requests_before_pixels(recipe: Recipe) -> int:
+    """The most metadata requests that a shard makes for the first place of each sample, before any pixels."""
+    rounds = () if recipe.anchor.min_clear is None else anchoring.SCREEN_ROUNDS
+    blocks = [min(BLOCK, recipe.store.samples_per_shard - first) for first in _firsts(recipe.store.samples_per_shard)]
+    pairs = [places * recipe.steps * count for places in blocks for count in rounds]
+    return len(blocks) + sum(-(-number // PAIRS_PER_REQUEST) for number in pairs)
+
+
+def _firsts(samples: int) -> range:
+    """Where the blocks of so many samples begin."""
+    return range(0, samples, BLOCK)
 
 
 def chip_readers() -> ThreadPoolExecutor:
@@ -138,7 +151,7 @@ def _attempts(
     recipe: Recipe, source: Source, samples: Sequence[Sample], readers: Executor, step: OnStep, stops: list[str]
 ) -> list[Outcome]:
     """One candidate place of several slots, block by block side by side; ``stops`` takes why the work must end."""
-    blocks = [samples[first : first + BLOCK] for first in range(0, len(samples), BLOCK)]
+    blocks = [samples[first : first + BLOCK] for first in _firsts(len(samples))]
 
     def attempt(block: Sequence[Sample]) -> list[Outcome]:
         try:

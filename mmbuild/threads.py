@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from mmbuild.governor import Governor
 from mmbuild.recipe import Recipe
-from mmbuild.shard import ShardResult, ShardTask, build_shard, chip_readers
+from mmbuild.shard import ShardResult, ShardTask, build_shard, chip_readers, requests_before_pixels
 from mmbuild.sources import SANDBOX, SourceSpec
 from mmbuild.throttle import Limits
 
@@ -79,6 +79,9 @@ class Threads:
     def __init__(self, work: Work, governor: Governor, step: Callable[[str], None] | None = None) -> None:
         self._work, self._governor, self._step = work, governor, step
         self._at_once = cores_at_once() if work.is_offline else SHARDS_AT_ONCE
+        if (most := governor.budget.max_requests) is not None:
+            # A small budget is not spent on searches of many shards, of which none is then finished.
+            self._at_once = max(1, min(self._at_once, most // (2 * requests_before_pixels(work.recipe))))
 
     def results(self, tasks: Iterator[Task]) -> Iterator[ShardResult]:
         with chip_readers() as readers:

@@ -50,7 +50,8 @@ class Spent:
     """What one request cost and how it ended, as the gate that let it pass wants to know.
 
     throttled: the service said that too much was asked (429). restricted: it said that the project works in restricted
-    mode. eecu_s: Earth Engine compute units times seconds, None where the answer does not tell.
+    mode. eecu_s: Earth Engine compute units times seconds, None where the answer does not tell. refused: whatever came
+    is not what was asked for.
     """
 
     sent_bytes: int = 0
@@ -58,6 +59,7 @@ class Spent:
     eecu_s: float | None = None
     throttled: bool = False
     restricted: bool = False
+    refused: bool = False
 
 
 class Gate(Protocol):
@@ -225,7 +227,10 @@ class Budget:
 
 @dataclass(kw_only=True)
 class Spending:
-    """What a run has used: ``requests`` left, ``metered`` of their answers told their EECU."""
+    """What a run has used: ``requests`` left, ``answered`` of them were given what they asked for.
+
+    metered: answers that told their EECU.
+    """
 
     requests: int = 0
     sent_bytes: int = 0
@@ -243,7 +248,7 @@ class Spending:
         self.received_bytes += spent.received_bytes
         self.eecu_s += spent.eecu_s or 0.0
         self.metered += spent.eecu_s is not None
-        self.answered += bool(spent.received_bytes) and not spent.throttled
+        self.answered += bool(spent.received_bytes) and not spent.throttled and not spent.refused
         self.throttled += spent.throttled
         self.restricted += spent.restricted
 
@@ -254,8 +259,7 @@ class Spending:
             setattr(self, name, max(mine, its) if name == "peak_in_flight" else mine + its)
 
 
-# A budget of EECU that no answer tells anything about would be a promise that nobody keeps.
-UNMETERED_ANSWERS = 20
+UNMETERED = "the first answer did not tell what it had cost"
 
 
 def used_up(budget: Budget, used: Spending, seconds: float) -> str | None:
@@ -274,11 +278,9 @@ def used_up(budget: Budget, used: Spending, seconds: float) -> str | None:
         return None
     if hours >= budget.max_eecu_hours:
         return f"--max-eecu-hours {budget.max_eecu_hours:g} is used up: {hours:.3g} EECU-hours were metered"
-    if used.answered >= UNMETERED_ANSWERS and not used.metered:
-        return (
-            f"--max-eecu-hours {budget.max_eecu_hours:g} cannot be kept: {used.answered} answers did not tell what "
-            "they cost; use --max-requests instead"
-        )
+    # A budget of EECU that no answer tells anything about would be a promise that nobody keeps.
+    if used.answered and not used.metered:
+        return f"--max-eecu-hours {budget.max_eecu_hours:g} cannot be kept: {UNMETERED}; use --max-requests instead"
     return None
 
 

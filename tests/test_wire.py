@@ -345,7 +345,8 @@ def test_every_exchange_passes_the_gate_and_reports_what_it_cost() -> None:
     assert gate.inside == 0
     assert gate.reports[0] == Spent(sent_bytes=3, received_bytes=5, eecu_s=1.5, restricted=True)
     assert [spent.throttled for spent in gate.reports] == [False, True, True, False, False]
-    assert gate.reports[4] == Spent(sent_bytes=3)
+    assert gate.reports[4] == Spent(sent_bytes=3, refused=True)
+    assert [spent.refused for spent in gate.reports] == [False, True, True, True, True]
 
 
 def test_a_gate_that_stops_lets_nothing_out() -> None:

@@ -141,6 +141,13 @@ class KnowsCoverage(Protocol):
         ...
 
 
+@runtime_checkable
+class TellsCompute(Protocol):
+    """A source that knows whether its answers tell the compute time that they cost; another's never do."""
+
+    def tells_compute(self) -> bool: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceSpec:
     """How to open a source, as plain data that travels to workers.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmbuild.choose import Choice, Sample, Scene
-from mmbuild.sources import Ask, Source, Usage
+from mmbuild.sources import Ask, Source, TellsCompute, Usage
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -38,6 +38,9 @@ class Several:
         own = self.own.identity()
         synthetic = own["synthetic"] or any(other["synthetic"] for other in others.values())
         return {**own, "synthetic": synthetic, "others": others}
+
+    def tells_compute(self) -> bool:
+        return all(isinstance(source, TellsCompute) and source.tells_compute() for source in self._all())
 
     def search(self, samples: Sequence[Sample], asks: Mapping[int, Sequence[Ask]]) -> list[Scene]:
         scenes: list[Scene] = []

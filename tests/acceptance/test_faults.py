@@ -34,7 +34,8 @@ RECIPE = {
 }  # fmt: skip
 # 5 % transient errors, 1 % truncated bodies, one outage of 30 s, one storm of refusals for asking too much.
 FAULTS = [
-    {"fault": "unavailable", "from_s": 8, "to_s": 38},
+    # Not before the session stands, and early enough to meet the first searches: they may take half a minute.
+    {"fault": "unavailable", "from_s": 2, "to_s": 32, "endpoint": "*:compute*"},
     # By number: while a busy machine searches, no request may come for ten seconds, and a storm of some seconds passes.
     {"fault": "rate", "from_request": 200, "to_request": 215},
     {"fault": "internal", "probability": 0.02, "seed": 1},

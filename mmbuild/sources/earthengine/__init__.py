@@ -65,6 +65,13 @@ class EarthEngine:
     def identity(self) -> dict[str, Any]:
         return identity(self.spec)
 
+    def tells_compute(self) -> bool:
+        """False for the live service, which bills compute time and says nothing of it in its answers.
+
+        Other servers may; their first answer shows it.
+        """
+        return bool(self.identity()["endpoint"] != "live")
+
     # -- metadata -------------------------------------------------------------------------------------------------
 
     def search(self, samples: Sequence[Sample], asks: Mapping[int, Sequence[Ask]]) -> list[Scene]:

@@ -137,6 +137,7 @@ class Metered:
                         eecu_s=last.eecu_s,
                         throttled=last.throttled,
                         restricted=last.restricted,
+                        refused=not 0 < last.status < 300,
                     )
                 )
 
