@@ -238,15 +238,16 @@ def test_random_points_of_a_table_follow_from_the_seed_and_lie_in_the_region(ear
 
 def test_coverage_is_the_outlines_of_the_images_of_a_time_that_meet_the_boxes(earth: Earth) -> None:
     window = datetime(2018, 1, 1, tzinfo=UTC), datetime(2021, 1, 1, tzinfo=UTC)
-    boxes = [(-84.0, 33.0, -83.5, 33.5), (10.0, 50.0, 10.5, 50.5)]
+    near, also, far = (-84.0, 33.0, -83.5, 33.5), (-82.5, 33.0, -82.2, 33.2), (10.0, 50.0, 10.5, 50.5)
     with scripted(earth.world):
         source = source_of("naip")
-        found = source.coverage("naip", [boxes], window)
-        nothing = source.coverage("naip", [boxes[1:]], window)
-    assert shapely.covers(found.geometry.union_all(), shapely.box(*boxes[0]))
-    assert shapely.intersects(found.geometry.to_numpy(), shapely.box(*boxes[0])).all()
+        found = source.coverage("naip", [[near, also], [far]], window)
+        nothing = source.coverage("naip", [[far]], window)
+    asked = shapely.box(*near) | shapely.box(*also)
+    assert shapely.covers(found.geometry.union_all(), asked)
+    assert shapely.intersects(found.geometry.to_numpy(), asked).all()
     assert (len(nothing), nothing.crs.to_epsg()) == (0, 4326)
-    assert source.usage.metadata_requests == 2
+    assert source.usage.metadata_requests == 3
 
 
 # -- what is split ------------------------------------------------------------------------------------------------
