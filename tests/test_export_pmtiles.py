@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 from pmtiles.reader import MemorySource, Reader, all_tiles
 from pmtiles.tile import Compression, TileType, zxy_to_tileid
+from typer.testing import CliRunner
 
 from mmbuild.catalog import item_dict, read_items
+from mmbuild.cli import app
 from mmbuild.errors import UserError
 from mmbuild.export import Options, export_corpus
 from mmbuild.foreign.pictures import decode_picture, encode_png
@@ -137,6 +139,28 @@ def test_faithful_radar_turns_over_where_it_is_brightest(packed: Packed, tmp_pat
     assert not found[..., 1][bright].any()  # 256 does not fit into a byte
     dim = valid & (db[0] < 0)
     np.testing.assert_array_equal(found[..., 1][dim], np.floor(10 ** (db[0][dim] / 20) * 256))
+
+
+@pytest.mark.parametrize("mode", ["fixed", "faithful"])
+def test_an_export_has_the_mode_of_its_corpus_unless_it_is_told_otherwise(mode: str, tmp_path: Path) -> None:
+    one = pack_random(
+        tmp_path / "one", NAMES[:1], samples=8, size=256, grid="webmercator", more={"mode": mode}, absent=0.0
+    )
+    other = "fixed" if mode == "faithful" else "faithful"
+    found = {}
+    for asked in (None, other):
+        dest = tmp_path / f"x{asked}"
+        faithful = None if asked is None else asked == "faithful"
+        options = Options(allow_missing=True, faithful=faithful)
+        done = export_corpus(one.corpus, dest, format="pmtiles", options=options)
+        assert done.faithful == ((asked or mode) == "faithful")
+        found[asked] = (dest / "sar_tiles.pmtile").read_bytes()
+    assert found[None] != found[other]
+    command = ["export", str(one.corpus.store.url), str(tmp_path / "xNone"), "--format", "pmtiles", "--allow-missing"]
+    told = CliRunner().invoke(app, command).output
+    assert f"mode: {mode}, as the corpus's recipe says" in told
+    assert ("--fixed leaves them out" in told) == (mode == "faithful")
+    assert "finished already" in told
 
 
 def test_pngs_are_read_as_they_were_painted() -> None:

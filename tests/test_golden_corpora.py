@@ -6,10 +6,15 @@ import csv
 from itertools import chain
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
 from mmbuild import published
+from mmbuild.foreign.pictures import load_triple
+from mmbuild.foreign.recode import load_layout, recoders
 from mmbuild.grid import tile_grid
+from mmbuild.modality import load_modalities
 
 SHARED = Path(__file__).parents[2] / "shared"
 TABLE = SHARED / "facts/data/mmearth_ecoregions.csv"
@@ -111,3 +116,60 @@ def test_degrees_and_cells_of_ssl4eo_are_the_published_ones() -> None:
 @pytest.mark.parametrize(("zoom", "metres"), [(15, 4.7773), (17, 1.1943)])
 def test_pixels_of_web_mercator_tiles_have_the_published_size(zoom: int, metres: float) -> None:
     assert tile_grid(0, 0, zoom).affine.a == pytest.approx(metres, abs=5e-5)
+
+
+# Digital numbers of radar and the bytes that the published code makes of them: x / 1000 within 0..1, times 256, uint8.
+RADAR_BYTES = {1: 0, 10: 2, 502: 128, 999: 255, 1000: 0, 1001: 0, 10_100: 0, 65_535: 0}
+
+
+def test_faithful_radar_bytes_turn_over_from_256_to_0_as_the_published_ones_do() -> None:
+    numbers = np.array(list(RADAR_BYTES), np.float64)
+    with np.errstate(invalid="ignore"):
+        theirs = (np.clip(numbers / 1000, 0, 1) * 256).astype(np.int64).astype(np.uint8)
+    assert theirs.tolist() == list(RADAR_BYTES.values())
+    radar = load_modalities()["sentinel1"]
+    chip = np.full((len(radar.bands), 1, len(numbers)), 20 * np.log10(numbers / 1000), np.float32)
+    picture = load_triple().archives["sar"][0].one_of[1]
+    ours = picture.paint(chip, radar, faithful=True)
+    assert (picture.modality, picture.bands) == ("sentinel1", ("-", "VV", "VH"))
+    assert ours[0, :, 1].tolist() == ours[0, :, 2].tolist() == theirs.tolist()
+    assert not ours[..., 0].any()
+    assert (ours[..., 3] == 255).all()
+    fixed = picture.paint(chip, radar, faithful=False)
+    assert fixed[0, :, 1].tolist() == [0, 0, 204, 255, 255, 255, 255, 255]
+
+
+def test_canopy_heights_are_the_signed_bytes_that_h5py_makes_of_them(tmp_path: Path) -> None:
+    """The published code hands h5py floats for an int8 dataset: all above 127 become 127, and so does its no data."""
+    heights = np.array([1, 60, 126, 127, 128, 200, 254], np.uint8)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        theirs = file.create_dataset("canopy", (8,), "int8")
+        theirs[:] = np.append(heights, 255).astype(np.float32)
+        published = theirs[:].tolist()
+    assert published == [1, 60, 126, 127, 127, 127, 127, 127]
+    recoder = recoders(load_layout("mmearth").datasets, load_modalities())["canopy_height_eth"]
+    chip = np.stack([np.append(heights, 255)[None]] * 2)
+    ours = recoder.encode({"canopy_height": chip}, (1, 8), faithful=True)
+    assert ours.dtype == np.int8
+    assert ours[:, 0, :7].tolist() == [published[:7]] * 2
+    assert ours[:, 0, 7].tolist() == [0, 0]  # masked in Earth Engine, which writes 0
+    none = recoder.encode({"canopy_height": None}, (1, 8), faithful=True)
+    assert none.tolist() == [[[published[7]] * 8]] * 2  # a tile without the product: the 255 that h5py clips
+    fixed = recoder.encode({"canopy_height": chip}, (1, 8), faithful=False)
+    assert fixed[:, 0].tolist() == [[1, 60, 126, 126, 126, 126, 126, 127]] * 2
+
+
+def test_whole_numbers_of_the_published_file_are_those_that_h5py_makes_of_floats(tmp_path: Path) -> None:
+    """Slope and elevation lose what is behind the point, towards zero."""
+    slopes = np.array([0.0, 0.9, 12.99, 89.5], np.float32)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        theirs = file.create_dataset("aster", (4,), "int16")
+        theirs[:] = slopes
+        published = theirs[:].tolist()
+    known = load_modalities()
+    recoder = recoders(load_layout("mmearth").datasets, known)["aster"]
+    dem = known["aster_gdem"]
+    chip = np.full((len(dem.bands), 1, 4), dem.fill)
+    chip[dem.band_names.index("elevation")] = 100
+    chip[dem.band_names.index("slope")] = np.round(slopes / dem.bands[1].scale)
+    assert recoder.encode({"aster_gdem": chip}, (1, 4), faithful=True)[1, 0].tolist() == published == [0, 0, 12, 89]

@@ -30,7 +30,10 @@ def export(
     size: Annotated[int | None, typer.Option(min=1, help="Crop the centre, in pixels of the finest modality.")] = None,
     version: Annotated[str | None, typer.Option(help="Version of the layout, where there are several.")] = None,
     samples_per_file: Annotated[int | None, typer.Option(min=1, help="Where files hold several samples.")] = None,
-    faithful: Annotated[bool, typer.Option("--faithful", help="With the quirks of the published files.")] = False,
+    faithful: Annotated[
+        bool | None,
+        typer.Option("--faithful/--fixed", help="Quirks of the published files, or none; else the corpus's own mode."),
+    ] = None,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Write what the corpus lacks as the layout's no-data.")
     ] = False,
@@ -61,8 +64,18 @@ def export(
         f"{done.dest}: {done.samples} samples as {done.format}; wrote {done.files} files, {in_bytes(done.bytes)} "
         f"in {in_time(seconds)} ({in_bytes(done.bytes / max(seconds, 1e-3))}/s){kept}"
     )
+    if done.faithful is not None:
+        console.print(f"  mode: {_mode(done.faithful, faithful)}")
     for sentence in done.lost:
         console.print(f"  not carried: {escape(sentence)}")
+
+
+def _mode(is_faithful: bool, asked: bool | None) -> str:
+    """Which mode the files have, why, and how to have the other."""
+    why = "as asked" if asked is not None else "as the corpus's recipe says"
+    if is_faithful:
+        return f"faithful, {why}: with the quirks of the published files; --fixed leaves them out"
+    return f"fixed, {why}; --faithful adds the quirks of the published files"
 
 
 def import_(

@@ -32,7 +32,8 @@ class Options:
     """What a person may choose; every format takes some of these (its ``OPTIONS``). None: the format's own choice.
 
     name: stem of files. split: only these samples. modalities: only these. size: centre crop in pixels of the finest.
-    version: of the layout. samples_per_file: for layouts that pack several. faithful: with the quirks as published.
+    version: of the layout. samples_per_file: for layouts that pack several. faithful: with the quirks as published,
+    None as the corpus's recipe says.
     allow_missing: what the corpus lacks is written as the layout's no-data instead of being refused.
     """
 
@@ -42,7 +43,7 @@ class Options:
     size: int | None = None
     version: str | None = None
     samples_per_file: int | None = None
-    faithful: bool = False
+    faithful: bool | None = None
     allow_missing: bool = False
 
 
@@ -82,7 +83,10 @@ class Format(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What an export did: bytes and files are those written in this run, reused is the number of finished units."""
+    """What an export did: bytes and files are those written in this run, reused is the number of finished units.
+
+    faithful: whether quirks as published were written; None for a layout that has none.
+    """
 
     format: str
     dest: str
@@ -90,6 +94,7 @@ class Exported:
     files: int
     bytes: int
     reused: int
+    faithful: bool | None
     lost: list[str]
 
 
@@ -109,6 +114,7 @@ def export_corpus(
 ) -> Exported:
     """Write a corpus in a foreign layout into the folder ``dest``, or finish what an interrupted export left.
 
+    Quirks as published are written when the corpus's recipe has ``mode: faithful``, unless the options say otherwise.
     progress: called with (units done, units, bytes written). Raises UserError for a format or option that does not
     exist, a corpus that lacks what the layout needs, and a folder that holds something else.
     """
@@ -117,7 +123,9 @@ def export_corpus(
     _check_options(format, module.OPTIONS, chosen)
     if "://" in os.fspath(dest):
         raise UserError("exports are written to a folder", os.fspath(dest), "export to a local folder and copy it")
-    chosen = replace(chosen, modalities=_modalities(corpus, chosen.modalities))
+    has_quirks = "faithful" in module.OPTIONS
+    faithful = corpus.recipe.mode == "faithful" if has_quirks and chosen.faithful is None else bool(chosen.faithful)
+    chosen = replace(chosen, modalities=_modalities(corpus, chosen.modalities), faithful=faithful)
     reader = SampleReader(corpus).narrowed(chosen.split)
     root = Path(dest)
     prepared = module.prepare(reader, chosen)
@@ -130,7 +138,7 @@ def export_corpus(
         folder.finish({"samples": len(reader), "not carried": lost})
     return Exported(
         format=format, dest=str(root), samples=len(reader), files=folder.files, bytes=folder.bytes,
-        reused=folder.reused, lost=lost,
+        reused=folder.reused, faithful=faithful if has_quirks else None, lost=lost,
     )  # fmt: skip
 
 

@@ -98,7 +98,7 @@ def prepare(reader: SampleReader, options: Options) -> Plan:
         )
     return Plan(
         layout=layout, recoders=recoders(layout.datasets, corpus.modalities), slots=slots,
-        side=_side(corpus, layout, options), stem=options.name or corpus.recipe.name, faithful=options.faithful,
+        side=_side(corpus, layout, options), stem=options.name or corpus.recipe.name, faithful=bool(options.faithful),
     )  # fmt: skip
 
 

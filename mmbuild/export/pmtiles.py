@@ -160,7 +160,7 @@ def _paint(job: Job, plan: Plan, level: Level, picture: Picture, index: int) -> 
     chip = job.reader.chip(sample, name)
     if chip is None:
         return []
-    painted = picture.paint(chip, job.corpus.modalities[name], faithful=job.options.faithful)
+    painted = picture.paint(chip, job.corpus.modalities[name], faithful=bool(job.options.faithful))
     n, size = 2**level.zoom, plan.triple.tile
     x, y = int(plan.x[index]) * n, int(plan.y[index]) * n
     parts = (

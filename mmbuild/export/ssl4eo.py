@@ -247,7 +247,7 @@ def _write_location(job: Job, plan: Plan, sample: Sample, files: Files) -> None:
             root = f"{folder}/{sample.slot:07d}/{scene}"
             for name, band in array.bands.items():
                 index = modality.band_names.index(band)
-                files.put(f"{root}/{name}.tif", _tif(chip[index], modality, index, row, job.options.faithful))
+                files.put(f"{root}/{name}.tif", _tif(chip[index], modality, index, row, bool(job.options.faithful)))
             files.put(f"{root}/metadata.json", json.dumps(_properties(job, array, row, scene), indent=1).encode())
 
 
