@@ -241,8 +241,10 @@ def _windows(recipe: Recipe, modality: Modality, steps: Sequence[Step]) -> list[
         case "months":
             assert modality.months is not None
             return [(month_start(whole[0], modality.months[0]), month_start(whole[1], modality.months[-1] + 1))]
-    use = recipe.modalities[modality.name]
-    reach = timedelta(days=0.0 if use.pick == "latest" else use.max_days or 0.0)
+    # What is taken from another modality's scene is looked for wherever that one is.
+    hosts = [name for name, m in recipe.modality_defs.items() if modality.same_scene_as in (name, m.alias)]
+    uses = [recipe.modalities[name] for name in (hosts if modality.same_scene_as else [modality.name])]
+    reach = timedelta(days=max((0.0 if use.pick == "latest" else use.max_days or 0.0 for use in uses), default=0.0))
     return list(_joined([(step.window[0] - reach, step.window[1] + reach) for step in steps]))
 
 

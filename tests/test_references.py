@@ -41,7 +41,7 @@ def ssl4eo(build: Build) -> Corpus:
 
 @pytest.fixture(scope="module")
 def tiles(build: Build) -> Corpus:
-    """Smaller tiles with fewer pixels: the offline Earth averages aerial photographs from pixels of 0.6 m."""
+    """Smaller tiles with fewer pixels."""
     place = "sampler={kind: xyz, states: null, tiles: [14/3936/6082], covered_by: naip}"
     return build("scale_alibi_micro", "samples=2", "grid.size=32", f"grid.zoom={ZOOM}", place)
 

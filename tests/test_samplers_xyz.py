@@ -9,6 +9,7 @@ from typing import Any
 import geopandas as gpd
 import mercantile
 import numpy as np
+import pandas as pd
 import pytest
 import shapely
 
@@ -123,19 +124,25 @@ def test_every_state_that_a_recipe_may_name_has_its_outline() -> None:
 Boxes = list[list[tuple[float, float, float, float]]]
 
 
+FLIGHTS = [
+    (shapely.box(-84.5, 31.5, -83.0, 33.5), "2019-06-01T15:00"),
+    (shapely.box(-83, 31.5, -82.0, 33.5), "2019-06-02T15:00"),
+    (shapely.box(-83, 31.5, -82.0, 33.5), "2021-07-03T15:00"),
+    (shapely.box(-82, 33, -81, 33.3), "2021-07-04T15:00"),
+]
+
+
 def flown(asked: Boxes | None = None) -> Any:
-    """A source with photographs over three degrees of Georgia, two of them side by side, with a gap between."""
-    shapes = [
-        shapely.box(-84.5, 31.5, -83.0, 33.5),
-        shapely.box(-83, 31.5, -82.0, 33.5),
-        shapely.box(-82, 33, -81, 33.3),
-    ]
+    """A source with photographs over parts of Georgia, two of them side by side, one of them taken twice."""
+    shapes, times = zip(*FLIGHTS, strict=True)
 
     def footprints(groups: Boxes) -> gpd.GeoDataFrame:
         if asked is not None:
             asked.extend(groups)
         wanted = shapely.union_all([shapely.box(*b) for group in groups for b in group])
-        return gpd.GeoDataFrame(geometry=[s for s in shapes if s.intersects(wanted)], crs=4326)
+        there = [k for k, shape in enumerate(shapes) if shape.intersects(wanted)]
+        table = {"time": pd.to_datetime([times[k] for k in there])}
+        return gpd.GeoDataFrame(table, geometry=[shapes[k] for k in there], crs=4326)
 
     return footprints
 
@@ -143,10 +150,10 @@ def flown(asked: Boxes | None = None) -> Any:
 def covered_tiles(zoom: int) -> list[str]:
     """All covered tiles of Georgia, the slow way."""
     georgia = gpd.read_file(xyz.US_STATES).set_index("area").geometry["Georgia"]
-    ground = shapely.union_all(flown()([[(-180, -90, 180, 90)]]).geometry)
-    tiles = mercantile.tiles(*ground.bounds, zooms=zoom)
+    shapes = [shape for shape, _ in FLIGHTS]
+    tiles = mercantile.tiles(*shapely.union_all(shapes).bounds, zooms=zoom)
     boxes = [(t, shapely.box(*mercantile.bounds(t))) for t in tiles]
-    return [f"{t.z}/{t.x}/{t.y}" for t, box in boxes if georgia.covers(box) and ground.covers(box)]
+    return [f"{t.z}/{t.x}/{t.y}" for t, box in boxes if georgia.covers(box) and any(s.covers(box) for s in shapes)]
 
 
 def test_only_tiles_that_images_cover_are_drawn_and_all_of_them_can_be() -> None:
@@ -169,6 +176,19 @@ def test_covered_tiles_follow_from_seed_and_slot_however_many_are_asked() -> Non
     order = drawn(spec(states=["Georgia"]), 3_000, zoom=15)
     there = set(covered_tiles(15))
     assert names(large[large.alternate == 0]) == [name for name in names(order) if name in there][:300]
+
+
+def test_a_covered_tile_has_the_date_of_an_image_that_covers_it_whole() -> None:
+    frame = drawn(spec(states=["Georgia"], covered_by="naip"), 2_000, zoom=15, alternates=1, footprints=flown())
+    twice = []
+    for tags, date in zip(frame.tags, frame.date, strict=True):
+        z, x, y = map(int, tags["tile"].split("/"))
+        box = shapely.box(*mercantile.bounds(x, y, z))
+        dates = {pd.Timestamp(time, tz="UTC") for shape, time in FLIGHTS if shape.covers(box)}
+        assert date in dates
+        twice += [date == max(dates)] if len(dates) == 2 else []
+    assert len(twice) > 300
+    assert 0.4 < np.mean(twice) < 0.6
 
 
 def test_coverage_is_asked_of_candidates_alone_and_once_of_a_cell_with_many() -> None:

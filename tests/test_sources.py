@@ -246,7 +246,8 @@ def test_coverage_is_the_outlines_of_the_images_of_a_time_that_meet_the_boxes(ea
     asked = shapely.box(*near) | shapely.box(*also)
     assert shapely.covers(found.geometry.union_all(), asked)
     assert shapely.intersects(found.geometry.to_numpy(), asked).all()
-    assert (len(nothing), nothing.crs.to_epsg()) == (0, 4326)
+    assert found["time"].between("2018-01-01", "2020-12-31").all()
+    assert (len(nothing), nothing.crs.to_epsg(), list(nothing)) == (0, 4326, ["time", "geometry"])
     assert source.usage.metadata_requests == 3
 
 

@@ -170,6 +170,8 @@ def _anchor(recipe: Recipe) -> Iterator[Problem]:
         yield from _several(recipe, dated)
         if recipe.times.kind == "seasons":
             return
+    # A tile has the date of an image that covers it.
+    dated |= isinstance(recipe.sampler, XyzSampler) and recipe.sampler.covered_by is not None
     if not anchor.years and not dated:
         reason = "is missing: places have no dates of their own"
         yield Problem(key=("anchor", "years"), reason=reason, fix=f"list years, such as [2019, 2020], or {fix}")

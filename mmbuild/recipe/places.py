@@ -107,7 +107,9 @@ class XyzSampler(Strict):
         None, min_length=1, description="tiles as z/x/y, each with all it holds at the grid's zoom"
     )
     states: list[Text] | None = Field(None, min_length=1, description="names of US states")
-    covered_by: Text | None = Field(None, description="only tiles that images of this modality cover")
+    covered_by: Text | None = Field(
+        None, description="only tiles that an image of this modality covers, each with its date"
+    )
 
     @model_validator(mode="after")
     def _says_where(self) -> XyzSampler:

@@ -16,8 +16,8 @@ import numpy as np
 import shapely
 
 from mmbuild.errors import UserError
-from mmbuild.samplers import Flags, Floats, Ints, Survey, counters, frame, on_globe, plain_tags, uniform
-from mmbuild.samplers._covered import Coverage, Footprints, first_covered
+from mmbuild.samplers import Floats, Ints, Survey, counters, frame, on_globe, plain_tags, uniform
+from mmbuild.samplers._covered import Coverage, Footprints, Times, first_covered
 from mmbuild.samplers.area import read_polygons
 
 # Boundaries of the Census Bureau, simplified; public domain. Made by make_us_states.py beside it.
@@ -54,30 +54,32 @@ def candidates(
 ) -> gpd.GeoDataFrame:
     """Centres of tiles, drawn without replacement from all tiles that lie in the areas whole.
 
-    zoom: of the tiles. footprints: asked for where images of the covering modality lie; only tiles that they cover are
-    drawn, and only those that the order comes to are asked about. Alternates are tiles of their own, anywhere in the
-    areas. Tags: tile (z/x/y) and what is known of the area.
+    zoom: of the tiles. footprints: asked for where images of the covering modality lie; only tiles that one of them
+    covers whole are drawn, each with the date of such an image, and only those that the order comes to are asked about.
+    Alternates are tiles of their own, anywhere in the areas. Tags: tile (z/x/y) and what is known of the area.
     Raises UserError when the areas hold fewer tiles than samples and alternates need.
     """
     areas = _areas(spec)
-    order = _Order(tiles=_tiles(spec, areas, zoom), seed=seed, coverage=_coverage(footprints), by=spec.covered_by)
+    order = _order(spec, areas, seed, zoom, footprints)
     slots, numbers = counters(start, n, alternates)
-    x, y = order.tiles.numbered(order.chosen(slots, numbers, n, alternates))
+    chosen, dates = order.chosen(slots, numbers, n, alternates)
+    x, y = order.tiles.numbered(chosen)
     lon, lat = _middles(x, y, zoom)
     of_area = plain_tags(areas.drop(columns=areas.geometry.name))
     tags = [
         {**of_area[k], "tile": f"{zoom}/{column}/{row}"}
         for k, column, row in zip(_owners(areas, lon, lat), x.tolist(), y.tolist(), strict=True)
     ]
-    return frame(slots=slots, alternates=numbers, lon=lon, lat=lat, tags=tags)
+    return frame(slots=slots, alternates=numbers, lon=lon, lat=lat, tags=tags, dates=dates)
 
 
 def survey(spec: Any, *, n: int, seed: int, alternates: int, zoom: int, footprints: Footprints | None = None) -> Survey:
     """First places by area, and how many tiles there are."""
-    areas, coverage = _areas(spec), _coverage(footprints)
-    order = _Order(tiles=_tiles(spec, areas, zoom), seed=seed, coverage=coverage, by=spec.covered_by)
+    areas = _areas(spec)
+    order = _order(spec, areas, seed, zoom, footprints)
     slots, numbers = counters(0, n, 0)
-    owners = _owners(areas, *_middles(*order.tiles.numbered(order.chosen(slots, numbers, n, 0)), zoom))
+    chosen, _ = order.chosen(slots, numbers, n, 0)
+    owners, coverage = _owners(areas, *_middles(*order.tiles.numbered(chosen), zoom)), order.coverage
     names = areas[NAME].tolist() if NAME in areas else [f"row {k + 1}" for k in range(len(areas))]
     counts = np.bincount(owners, minlength=len(names)).tolist()
     there, covered = len(order.tiles), ""
@@ -100,8 +102,10 @@ class _Order:
     coverage: Coverage | None
     by: str | None
 
-    def chosen(self, slots: Ints, numbers: Ints, n: int, alternates: int) -> Ints:
+    def chosen(self, slots: Ints, numbers: Ints, n: int, alternates: int) -> tuple[Ints, Times | None]:
         """The tile of each slot and number of a choice (0: the first), of ``n`` slots with so many alternates.
+
+        The second value says when it was taken, None where nobody asked.
 
         Alternates come from the end of the order, so that their number does not move the first choices.
         """
@@ -109,26 +113,27 @@ class _Order:
         self._refuse_too_many(n, size, alternates, "")
         last = slots * alternates + numbers - 1
         if self.coverage is None:
-            return permuted(np.where(numbers == 0, slots, size - 1 - last), size, self.seed)
+            return permuted(np.where(numbers == 0, slots, size - 1 - last), size, self.seed), None
         (front, back), seen = self._covered([(n, lambda k: k), (n * alternates, lambda k: size - 1 - k)])
         if seen >= size:
-            there = len(self._covered([(size + 1, lambda k: k)])[0][0])
+            there = len(self._covered([(size + 1, lambda k: k)])[0][0][0])
             self._refuse_too_many(n, there, alternates, f" that {self.by} covers")
-        return np.where(numbers == 0, front[slots], np.append(back, 0)[np.maximum(last, 0)])
+        place = np.where(numbers == 0, slots, n + last)
+        return np.append(front[0], back[0])[place], np.append(front[1], back[1])[place]
 
-    def _covered(self, ends: Sequence[tuple[int, Callable[[Ints], Ints]]]) -> tuple[list[Ints], int]:
-        """The first covered tiles from each end of the order, and how many were looked at."""
+    def _covered(self, ends: Sequence[tuple[int, Callable[[Ints], Ints]]]) -> tuple[list[tuple[Ints, Times]], int]:
+        """The first covered tiles from each end of the order with their times, and how many were looked at."""
         size, coverage = len(self.tiles), self.coverage
         assert coverage is not None
 
-        def covers(numbers: Ints) -> Flags:
+        def taken(numbers: Ints) -> Times:
             x, y = self.tiles.numbered(numbers)
-            return coverage.of(_bounds(np.full(len(x), self.tiles.zoom), x, y).T)
+            return coverage.of(numbers, _bounds(np.full(len(x), self.tiles.zoom), x, y).T)
 
         def along(place: Callable[[Ints], Ints]) -> Callable[[Ints], Ints]:
             return lambda position: permuted(place(position), size, self.seed)
 
-        return first_covered([(count, along(place)) for count, place in ends], size, covers)
+        return first_covered([(count, along(place)) for count, place in ends], size, taken)
 
     def _refuse_too_many(self, n: int, there: int, alternates: int, which: str) -> None:
         fit = there // (1 + alternates)
@@ -139,8 +144,9 @@ class _Order:
         raise UserError(f"{text}; {n:,} samples are asked", "sampler", f"ask for fewer{smaller}, or name more areas")
 
 
-def _coverage(footprints: Footprints | None) -> Coverage | None:
-    return None if footprints is None else Coverage(footprints=footprints)
+def _order(spec: Any, areas: gpd.GeoDataFrame, seed: int, zoom: int, footprints: Footprints | None) -> _Order:
+    coverage = None if footprints is None else Coverage(footprints=footprints, seed=seed)
+    return _Order(tiles=_tiles(spec, areas, zoom), seed=seed, coverage=coverage, by=spec.covered_by)
 
 
 # --- areas

@@ -136,7 +136,8 @@ class KnowsCoverage(Protocol):
     ) -> gpd.GeoDataFrame:
         """Footprints, EPSG:4326, of the images in a half-open window that meet the boxes; one may come twice.
 
-        The boxes of a group lie near each other and are asked for together.
+        Column time says when an image begins, in UTC. The boxes of a group lie near each other and are asked for
+        together.
         """
         ...
 

@@ -259,12 +259,13 @@ class EarthEngine:
         import pandas as pd
 
         blame, block = self._blame([modality]), self.blocks[modality]
-        found = [gpd.GeoDataFrame(geometry=[], crs="EPSG:4326")]
+        found = [gpd.GeoDataFrame({"time": []}, geometry=[], crs="EPSG:4326")]
         for boxes in groups:
             with building(self.spec, blame):
                 images = tables.footprints(str(block.collection), boxes, window)
             found.append(self._features(images, blame))
-        return gpd.GeoDataFrame(pd.concat(found, ignore_index=True), crs="EPSG:4326")
+        table = gpd.GeoDataFrame(pd.concat(found, ignore_index=True), crs="EPSG:4326")
+        return table.assign(time=pd.to_datetime(table["time"], unit="ms"))
 
     def _features(self, table: Any, blame: Blame) -> gpd.GeoDataFrame:
         """All rows of a table, page by page."""

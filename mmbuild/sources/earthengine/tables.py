@@ -19,11 +19,13 @@ def random_points(table: str, column: str, value: str, count: int, seed: int) ->
 
 
 def footprints(collection: str, boxes: Sequence[Box], window: tuple[datetime, datetime]) -> Any:
-    """The outlines of the images that meet boxes in a half-open window, without properties."""
+    """The outlines and times (ms) of the images that meet boxes in a half-open window."""
     rings = [[[[w, s], [e, s], [e, n], [w, n], [w, s]]] for w, s, e, n in boxes]
     region = ee.Geometry.MultiPolygon(rings, None, False)
     images = ee.ImageCollection(collection).filterBounds(region).filterDate(*window)
-    return ee.FeatureCollection(images.map(lambda image: ee.Feature(image.geometry())))
+    return ee.FeatureCollection(
+        images.map(lambda image: ee.Feature(image.geometry(), {"time": image.get("system:time_start")}))
+    )
 
 
 def page(request: dict[str, Any]) -> dict[str, Any]:
