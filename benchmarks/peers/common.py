@@ -125,10 +125,10 @@ def count(loader: Any, given: Options, began: float) -> dict[str, float]:
             if samples >= given.samples:
                 break
         seconds, used = time.perf_counter() - (began if given.cold else start), cpu_seconds() - cpu
-        quarter = len(memory) // 4
+        half = len(memory) // 2
         result = {
             "samples_per_s": samples / seconds, "mb_per_s": nbytes / seconds / 1e6, "cpu_us": used / samples * 1e6,
-            "first_s": first, "rss_mb": max(memory), "grown_mb": memory[-1] - memory[quarter],
+            "first_s": first, "rss_mb": max(memory), "grown_mb": max(memory[half:]) - max(memory[:half] or memory),
             "samples": samples,
         }  # fmt: skip
         del stream
@@ -136,5 +136,6 @@ def count(loader: Any, given: Options, began: float) -> dict[str, float]:
 
 
 def resident_mb(family: list[psutil.Process]) -> float:
-    """Memory of a process and its workers above Python and torch, in 10^6 bytes."""
-    return float(sum(process.memory_info().rss - BASE_BYTES for process in family)) / 1e6
+    """Memory of a process and those of its workers that still run, above Python and torch, in 10^6 bytes."""
+    sizes = [process.memory_info().rss - BASE_BYTES for process in family if process.is_running()]
+    return sum(size for size in sizes if size > 0) / 1e6

@@ -27,7 +27,11 @@ def batches(given: Options) -> Any:
     def batch_of(samples: list[dict[str, Any]]) -> Any:
         return collate([{k: v for k, v in sample.items() if not k.startswith("__")} for sample in samples])
 
-    data = webdataset.WebDataset(urls, shardshuffle=len(urls), nodesplitter=None).shuffle(512).map(open_sample)
+    data = (
+        webdataset.WebDataset(urls, shardshuffle=len(urls), nodesplitter=None, empty_check=False)
+        .shuffle(512)
+        .map(open_sample)
+    )
     loader = webdataset.WebLoader(
         data.batched(given.batch, collation_fn=batch_of), batch_size=None, num_workers=given.workers
     )

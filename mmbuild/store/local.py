@@ -36,6 +36,9 @@ class LocalStore:
         with _reading(self.url), (self.root / key).open("rb") as file:
             return os.pread(file.fileno(), length, start)
 
+    def view_range(self, key: str, start: int, length: int) -> memoryview:
+        return memoryview(self.get_range(key, start, length))
+
     def put(self, key: str, data: bytes) -> None:
         with _writing(self.url):
             self._put(self.root / key, data)

@@ -11,20 +11,22 @@ import google_crc32c
 import numpy as np
 from numcodecs import blosc
 
+# Bytes as they came: of a file, or uint8 in the memory of an answer.
+Encoded = bytes | np.ndarray
 CRC_BYTES = 4
 _HEADER_BYTES = 16
 # crc32c of any bytes followed by their own crc32c (little-endian): so a chunk is checked without taking it apart.
 _CRC_RESIDUE = 0x48674BC7
 
 
-def decode_chunk(chunk: bytes, out: np.ndarray) -> None:
+def decode_chunk(chunk: Encoded, out: np.ndarray) -> None:
     """Decode one inner chunk into ``out`` (C-contiguous, the chip's dtype and shape), the GIL released.
 
     ValueError when the checksum is wrong or the chunk holds another number of bytes.
     """
     if len(chunk) < _HEADER_BYTES + CRC_BYTES or google_crc32c.value(chunk) != _CRC_RESIDUE:
         raise ValueError("its checksum is wrong")
-    size = int.from_bytes(chunk[4:8], "little")  # the Blosc header: bytes 4 to 8 are the decoded size
+    size = int.from_bytes(bytes(chunk[4:8]), "little")  # the Blosc header: bytes 4 to 8 are the decoded size
     if size != out.nbytes:
         raise ValueError(f"it decodes to {size} bytes where {out.nbytes} belong")
     try:

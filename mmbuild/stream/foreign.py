@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,12 @@ class ForeignArray:
 
 def foreign_arrays(corpus: Corpus, tables: Mapping[str, ChipTable]) -> dict[str, ForeignArray]:
     """Those of the named modalities whose bytes on disk are not laid out as the commit records say."""
+    with ThreadPoolExecutor(max(1, len(tables))) as pool:
+        ours = list(pool.map(lambda table: _is_ours(corpus, table.layout), tables.values()))
     return {
-        name: ForeignArray(corpus, table.layout) for name, table in tables.items() if not _is_ours(corpus, table.layout)
+        name: ForeignArray(corpus, table.layout)
+        for (name, table), own in zip(tables.items(), ours, strict=True)
+        if not own
     }
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from mmbuild.stream import plan
 from mmbuild.stream.assembly import Assembly, Parts
+from mmbuild.stream.chunks import Encoded
 from mmbuild.stream.reader import Row
 
 # Fetched and not yet decoded bytes beyond which no later batch is asked for.
@@ -60,7 +61,7 @@ class Span:
     start: int
     length: int
     left: int
-    data: bytes | None = None
+    data: Encoded | None = None
     error: BaseException | None = None
     waiting: list[tuple[Job, list[Row]]] = field(default_factory=list)
     lock: Any = field(default_factory=threading.Lock)
@@ -183,7 +184,7 @@ class Pipeline:
                 if not self._closed:
                     work()
 
-    def _came(self, span: Span, future: Future[bytes]) -> None:
+    def _came(self, span: Span, future: Future[Encoded]) -> None:
         """A range arrived, or will not; in the thread that asked for it."""
         if future.cancelled():
             return

@@ -19,6 +19,7 @@ from mmbuild.cube import Corpus, chip_digest
 from mmbuild.errors import IntegrityError, UserError
 from mmbuild.stream import plan
 from mmbuild.stream.cache import Cache
+from mmbuild.stream.chunks import Encoded
 from mmbuild.stream.fetch import LocalFiles, OpenFile, Requests, no_pickle
 from mmbuild.stream.foreign import ForeignArray, foreign_arrays
 from mmbuild.stream.index import ChipTable, read_index, recorded
@@ -174,7 +175,7 @@ class Reader:
         rows: Sequence[Row],
         targets: Sequence[Target],
         *,
-        data: bytes | None = None,
+        data: Encoded | None = None,
         origin: int = 0,
         verify: bool = False,
         damage: OnDamage | None = None,
@@ -228,7 +229,7 @@ class Reader:
         assert self.files is not None
         return self.files.file(table.key(slot))
 
-    def range_of(self, table: ChipTable, rows: Sequence[Row]) -> bytes | None:
+    def range_of(self, table: ChipTable, rows: Sequence[Row]) -> Encoded | None:
         """The bytes that hold rows of one shard object; None for a foreign array, nothing when they are not there."""
         if table.name in self.foreign:
             return None
@@ -240,7 +241,7 @@ class Reader:
         except (FileNotFoundError, EOFError):
             return b""
 
-    def _decoded(self, target: Target, chunk: bytes, row: Row) -> np.ndarray:
+    def _decoded(self, target: Target, chunk: Encoded, row: Row) -> np.ndarray:
         _, _, start, length, slot, position, time = row
         try:
             if len(chunk) != length:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mmbuild.stream.chunks import decode_chunk
+from mmbuild.stream.chunks import Encoded, decode_chunk
 from mmbuild.stream.index import ChipTable
 
 
@@ -111,7 +111,7 @@ class Scratch(threading.local):
         return self._arrays[use, shape, dtype]
 
 
-def decode(target: Target, chunk: bytes, position: int, time: int, scratch: Scratch) -> np.ndarray:
+def decode(target: Target, chunk: Encoded, position: int, time: int, scratch: Scratch) -> np.ndarray:
     """Decode a chunk: into its place if that is all there is to do, else for ``place``; ValueError when damaged."""
     if target.is_direct:
         chip: np.ndarray = target.data[position, time]
