@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from mmbuild.cube import Corpus, layouts, open_corpus, put_if_changed
+from mmbuild.cube import Corpus, layouts, open_corpus, packing_reasons, put_if_changed
 from mmbuild.errors import QuotaStop, UserError
 from mmbuild.finish import finish
 from mmbuild.governor import Governor
@@ -227,6 +227,7 @@ def _lock(recipe: Recipe, source: dict[str, Any]) -> dict[str, Any]:
         "source": source,
         "recipe": recipe.resolved(),
         "modalities": {name: m.model_dump(mode="json") for name, m in recipe.definitions.items()},
+        "packing": packing_reasons(recipe),
         "versions": {name: version(name) for name in _VERSIONS},
     }
 

@@ -41,6 +41,10 @@ _CRC_BYTES = 4
 # is the fastest to decode of those that leave optical and radar chips smaller than HDF5's gzip does, synthetic and real
 # ones alike: 4 to 9 GB/s a core where zstd has 1 to 2.5 (benchmarks/codecs.py prints the table).
 AUTO_CODEC = "lz4hc"
+_WHY_AUTO = (
+    "measured: the fastest to decode of the Blosc codecs that leave optical and radar chips smaller than HDF5's gzip "
+    "(python -m benchmarks.codecs OUT measures this corpus)"
+)
 LEVELS = {"zstd": 5, "lz4": 5, "lz4hc": 9}
 
 
@@ -64,6 +68,11 @@ class ArrayLayout:
     def dims(self) -> tuple[str, ...]:
         return ("sample", "time", "band", "y", "x")[: 2 + len(self.chip)]
 
+    @property
+    def is_shuffled(self) -> bool:
+        """Whether bytes of equal weight lie together: a byte has none to part."""
+        return self.modality.np_dtype.itemsize > 1
+
     def key(self, shard: int) -> str:
         """The object of a shard, as Zarr's default chunk keys name it."""
         return f"{CUBE}/{self.name}/data/c/{shard}" + "/0" * (1 + len(self.chip))
@@ -73,7 +82,7 @@ class ArrayLayout:
         raw = canonical_bytes(chip, self.modality.np_dtype, self.chip, self.name)
         # One Blosc thread: more give different bytes for the same input (measured), and corpora must be reproducible.
         blosc.set_nthreads(1)
-        shuffle = blosc.SHUFFLE if self.modality.np_dtype.itemsize > 1 else blosc.NOSHUFFLE
+        shuffle = blosc.SHUFFLE if self.is_shuffled else blosc.NOSHUFFLE
         array = np.frombuffer(raw, dtype=self.modality.np_dtype.newbyteorder("<"))
         packed = bytes(blosc.compress(array, self.codec.encode(), self.level, shuffle, 0))
         return packed + struct.pack("<I", google_crc32c.value(packed))
@@ -113,6 +122,18 @@ def packing(recipe: Recipe, name: str) -> tuple[str, int]:
     codec = AUTO_CODEC if asked == "auto" else asked
     level = recipe.store.level if asked == recipe.store.codec else None
     return codec, LEVELS[codec] if level is None else level
+
+
+def packing_reasons(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """How each modality is packed and why, for recipe.lock.json."""
+    found = {}
+    for name, layout in layouts(recipe).items():
+        asked = recipe.modalities[name].codec or recipe.store.codec
+        found[name] = {
+            "codec": layout.codec, "level": layout.level, "shuffle": layout.is_shuffled,
+            "why": _WHY_AUTO if asked == "auto" else "the recipe says so",
+        }  # fmt: skip
+    return found
 
 
 def layouts(recipe: Recipe) -> dict[str, ArrayLayout]:

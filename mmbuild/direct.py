@@ -25,7 +25,7 @@ from mmbuild.recipe import Recipe, recipe_from_resolved
 from mmbuild.stream import order, transforms
 from mmbuild.stream.index import NO_TIME
 from mmbuild.stream.reader import Chips
-from mmbuild.stream.transforms import Field
+from mmbuild.stream.transforms import Field, Time
 from mmbuild.stream.uploads import Uploads
 
 Batch = dict[str, Any]
@@ -54,6 +54,7 @@ class PublishedLoader(IterableDataset[Batch]):
         world_size: int = 1,
         crop: int | None = None,
         augment: bool = False,
+        time: Time = "all",
         threads: int = 2,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
@@ -64,7 +65,9 @@ class PublishedLoader(IterableDataset[Batch]):
         self._foreign: Foreign = module.open(Path(path), None)
         written = {**self._foreign.recipe, "samples": len(self._foreign.places), "source": {"name": "imported"}}
         self._recipe: Recipe = recipe_from_resolved(written, self._foreign.modalities)
-        self.fields = self._fields(modalities, statistics)
+        if isinstance(time, str) and time not in ("all", "random"):
+            raise UserError(f"time: {time!r} must be 'all', 'random' or a number", fix="count the steps from 0")
+        self._time, self.fields = time, transforms.at_time(self._fields(modalities, statistics), time)
         self._units = transforms.window_units(self.fields, crop, augment=augment)
         n = len(self._foreign.places)
         self._rows = np.arange(n) if rows is None else np.asarray(rows, dtype=np.int64)
@@ -136,27 +139,47 @@ class PublishedLoader(IterableDataset[Batch]):
         batch: Batch = {"id": ids, "index": rows}
         batch["lon"], batch["lat"] = (np.array([getattr(s, k) for s in samples], float) for k in ("lon", "lat"))
         batch["time"] = _seconds([sample.anchor_time for sample in samples])
+        moments = self._moments(ids, epoch)
+        if moments is not None:
+            batch["step"] = moments % max(self._recipe.shape(name)[0] for name in self._recipe.modality_defs)
         for one in self.fields:
-            whole = {member.name: self._chips(member.name, samples) for member in one.members}
+            steps = {member.name: self._steps(member.name, moments, len(ids)) for member in one.members}
+            whole = {name: self._chips(name, samples, own) for name, own in steps.items()}
             chips = {name: transforms.cut(own, geometry, pixels=one.is_pixel) for name, own in whole.items()}
             values = transforms.transform(one, chips)
-            when = np.full(len(samples), NO_TIME, np.int64)
+            when = np.full(values.level.shape + one.shape[:1], NO_TIME, np.int64)
             for place, member in enumerate(one.members):
-                seen = _seconds([getattr(s.seen.get((member.name, 0)), "datetime", None) for s in samples])
-                when = np.where(values.level == place, seen, when)
-            batch |= {one.name: values.data[:, 0], f"{one.name}_mask": values.mask[:, 0], f"{one.name}_time": when}
+                seen = [_seconds([getattr(s.seen.get((member.name, int(t))), "datetime", None) for t in own])
+                        for s, own in zip(samples, steps[member.name], strict=True)]  # fmt: skip
+                rows = values.level == place
+                when[rows] = np.array(seen, np.int64).reshape(when.shape)[rows]
+            entries = {one.name: values.data, f"{one.name}_mask": values.mask, f"{one.name}_time": when}
+            batch |= {key: value[:, 0] if one.shape[0] == 1 else value for key, value in entries.items()}
             if one.is_alias:
                 batch[f"{one.name}_level"] = values.level
         return self._uploads.send(batch) | {"gsd": {one.name: one.gsd for one in self.fields}, "epoch": epoch}
 
-    def _chips(self, name: str, samples: Sequence[Sample]) -> Chips:
+    def _moments(self, ids: Sequence[str], epoch: int) -> np.ndarray | None:
+        if self._time == "all":
+            return None
+        if self._time == "random":
+            return transforms.choose_moments(ids, seed=self.seed, epoch=epoch)
+        return np.full(len(ids), self._time, np.int64)
+
+    def _steps(self, name: str, moments: np.ndarray | None, n: int) -> np.ndarray:
+        """(n, t) the time steps of a modality that each sample is asked for."""
+        times = self._recipe.shape(name)[0]
+        return np.tile(np.arange(times), (n, 1)) if moments is None else (moments % times)[:, None]
+
+    def _chips(self, name: str, samples: Sequence[Sample], steps: np.ndarray) -> Chips:
         modality, shape = self._recipe.modality_defs[name], self._recipe.shape(name)
-        data = np.full((len(samples), *shape), modality.fill)
-        stored = np.zeros((len(samples), shape[0]), bool)
+        data = np.full((*steps.shape, *shape[1:]), modality.fill)
+        stored = np.zeros(steps.shape, bool)
         for i, sample in enumerate(samples):
-            chip = sample.chips.get((name, 0))
-            if chip is not None:
-                data[i, 0], stored[i, 0] = chip, True
+            for place, step in enumerate(steps[i].tolist()):
+                chip = sample.chips.get((name, step))
+                if chip is not None:
+                    data[i, place], stored[i, place] = chip, True
         return Chips(data=data, stored=stored)
 
 

@@ -120,6 +120,17 @@ def test_growing_the_cube_keeps_the_bytes_of_its_chips(tmp_path: Path) -> None:
     assert zarr.open_array(tmp_path / CUBE / array.name / "data", mode="r").shape[0] == 24
 
 
+def test_the_lock_says_how_each_modality_is_packed_and_why(tmp_path: Path) -> None:
+    from mmbuild.build import _lock
+    from tests.corpora import small_recipe
+
+    told = _lock(small_recipe("modalities.era5={codec: zstd}"), {})["packing"]
+    assert told["era5"] == {"codec": "zstd", "level": 5, "shuffle": True, "why": "the recipe says so"}
+    assert (told["sentinel1_asc"]["codec"], told["sentinel1_asc"]["level"]) == ("lz4hc", 9)
+    assert told["sentinel1_asc"]["why"].startswith("measured: the fastest to decode")
+    assert not told["esa_worldcover"]["shuffle"]
+
+
 def test_a_recipe_chooses_the_codec_of_all_modalities_or_of_one() -> None:
     from tests.corpora import small_recipe
 

@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import rasterio
 import shapely
+import torch
 import xarray as xr
 import zarr
 
 import mmbuild as mm
 from mmbuild.cube import Corpus
+from mmbuild.direct import PublishedLoader
 from mmbuild.errors import UserError
 from mmbuild.export import Options, export_corpus
 from mmbuild.importers import import_corpus
+from mmbuild.stream.loader import Loader
 from tests.packed import Packed, pack_random
 from tests.test_export import contents, killed_after_three_units
 
@@ -294,3 +298,21 @@ def test_a_published_tree_in_degrees_gets_its_centre_and_no_grid(tmp_path: Path)
 def test_something_else_is_no_ssl4eo(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is no SSL4EO-S12; name the folder with train/S1GRD/... \(v1.1\) or s1, s2c"):
         import_corpus(tmp_path, tmp_path / "out", format="ssl4eo")
+
+
+@pytest.mark.parametrize("time", ["all", "random", 2])
+def test_v11_streams_as_it_is_with_the_batches_of_its_import(zips: Path, tmp_path: Path, time: int | str) -> None:
+    back = import_corpus(zips, tmp_path / "back", format="ssl4eo")
+    options: dict[str, Any] = {"time": time, "seed": 3, "crop": 8, "augment": True}
+    truth = {}
+    for batch in Loader(back, batch_size=5, normalize=False, **options):
+        for i, sample_id in enumerate(batch["id"]):
+            truth[sample_id] = {k: v[i] for k, v in batch.items() if isinstance(v, torch.Tensor)}
+    seen = []
+    for batch in PublishedLoader(zips, format="ssl4eo", batch_size=4, **options):
+        for i, sample_id in enumerate(batch["id"]):
+            seen.append(sample_id)
+            for key, value in truth[sample_id].items():
+                torch.testing.assert_close(batch[key][i], value, rtol=0, atol=0, equal_nan=True, msg=key)
+    assert sorted(seen) == sorted(truth)
+    assert len(seen) > 4

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks.remote import range_server
-from mmbuild.errors import UserError
+from mmbuild.errors import IntegrityError, UserError
 from mmbuild.store import open_store
 from mmbuild.stream import order, transforms
 from mmbuild.stream.buffers import Blocks, Entry
@@ -270,6 +270,49 @@ def test_an_array_in_other_codecs_gives_the_same_batches_through_zarr_python(cop
     )
     array[...] = copy.truth["radar"]
     assert_same_samples(make(copy), expected)
+
+
+# -- cubes without commit records
+
+
+def without_records(corpus: TinyCorpus) -> None:
+    """Only the cube, its catalogue and its recipe are left; of the two land covers one is in foreign codecs."""
+    import zarr
+
+    for path in (corpus.path / "shards").iterdir():
+        path.unlink()
+    group = zarr.open_group(corpus.path / "cube.zarr", mode="a")
+    del group["cover/data"]
+    array = group.create_array("cover/data", shape=corpus.truth["cover"].shape, dtype="uint8", fill_value=255)
+    array[...] = corpus.truth["cover"]
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["folder", "server"])
+def test_a_cube_without_commit_records_streams_what_zarr_python_reads(copy: TinyCorpus, remote: bool) -> None:
+    without_records(copy)
+    with range_server(copy.path, latency_s=0) as url:
+        loader = make(url if remote else copy, raw=True, modalities=list(MODALITIES))
+        found = by_id(loader)
+    assert sorted(found) == sorted(item["id"] for item in copy.items)
+    for sample_id, entries in found.items():
+        for name in MODALITIES:
+            np.testing.assert_array_equal(entries[name].numpy(), copy.array(name)[int(sample_id), 0])
+    assert loader.meter.read_bytes > 0
+
+
+def test_its_damage_is_found_and_told_by_place(copy: TinyCorpus) -> None:
+    without_records(copy)
+    row = next(row for row in copy.rows if row["modality"] == "radar" and row["length"] > 0)
+    path = next(p for p in (copy.path / f"cube.zarr/radar/data/c/{row['slot'] // 8}").rglob("*") if p.is_file())
+    data = bytearray(path.read_bytes())
+    data[row["offset"] + 18] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError, match=f"sample at slot {row['slot']}, modality radar, time 0: its checksum"):
+        list(make(copy))
+    data[-1] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError, match=r"the index at the end of cube.*radar/data/c/0/0/0/0/0 is damaged"):
+        make(copy)
 
 
 # -- servers and the cache

@@ -22,7 +22,16 @@ import numpy as np
 import yaml
 
 from mmbuild.commit import valid_mask
-from mmbuild.cube import ArrayLayout, Corpus, chip_digest, layouts, open_corpus, pack_shard, put_if_changed
+from mmbuild.cube import (
+    ArrayLayout,
+    Corpus,
+    chip_digest,
+    layouts,
+    open_corpus,
+    pack_shard,
+    packing_reasons,
+    put_if_changed,
+)
 from mmbuild.errors import UserError
 from mmbuild.explain import suggest
 from mmbuild.finish import finish
@@ -170,6 +179,7 @@ def _prepare(store: Store, foreign: Foreign, recipe: Recipe) -> None:
         },
         "recipe": recipe.resolved(),
         "modalities": {name: m.model_dump(mode="json") for name, m in foreign.modalities.items()},
+        "packing": packing_reasons(recipe),
         "versions": {"mmbuild": version("mmbuild"), "numcodecs": version("numcodecs")},
     }  # fmt: skip
     if store.exists("recipe.lock.json"):

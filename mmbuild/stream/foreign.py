@@ -46,7 +46,7 @@ class ForeignArray:
 def foreign_arrays(corpus: Corpus, tables: Mapping[str, ChipTable]) -> dict[str, ForeignArray]:
     """Those of the named modalities whose bytes on disk are not laid out as the commit records say."""
     with ThreadPoolExecutor(max(1, len(tables))) as pool:
-        ours = list(pool.map(lambda table: _is_ours(corpus, table.layout), tables.values()))
+        ours = list(pool.map(lambda table: is_ours(corpus, table.layout), tables.values()))
     return {
         name: ForeignArray(corpus, table.layout)
         for (name, table), own in zip(tables.items(), ours, strict=True)
@@ -54,13 +54,13 @@ def foreign_arrays(corpus: Corpus, tables: Mapping[str, ChipTable]) -> dict[str,
     }
 
 
-def _is_ours(corpus: Corpus, layout: ArrayLayout) -> bool:
-    """Sharded by the recipe's number of samples, one chunk a chip, encoded as bytes, Blosc and crc32c."""
+def is_ours(corpus: Corpus, layout: ArrayLayout) -> bool:
+    """Sharded by the recipe's samples with all time steps, one chunk a chip, encoded as bytes, Blosc and crc32c."""
     about = json.loads(corpus.store.get(f"{CUBE}/{layout.name}/data/zarr.json"))
     codecs = about["codecs"]
     if [codec["name"] for codec in codecs] != ["sharding_indexed"]:
         return False
     grid, inner = about["chunk_grid"]["configuration"]["chunk_shape"], codecs[0]["configuration"]
     names = [codec["name"] for codec in inner["codecs"]]
-    same = inner["chunk_shape"] == [1, 1, *layout.chip] and grid[0] == layout.samples_per_shard
+    same = inner["chunk_shape"] == [1, 1, *layout.chip] and grid[:2] == [layout.samples_per_shard, layout.times]
     return bool(same and names == ["bytes", "blosc", "crc32c"])

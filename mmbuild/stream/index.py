@@ -179,7 +179,10 @@ def epoch_seconds(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def recorded(corpus: Corpus, modality: str, slot: int, time: int, column: str) -> Any:
-    """What the commit record says of one chip, None without a row: read again, for messages and rare checks."""
-    rows: Iterable[dict[str, Any]] = read_record(corpus.store, slot // corpus.samples_per_shard).to_pylist()
+    """What the commit record says of one chip, None without it: read again, for messages and rare checks."""
+    try:
+        rows: Iterable[dict[str, Any]] = read_record(corpus.store, slot // corpus.samples_per_shard).to_pylist()
+    except FileNotFoundError:
+        return None
     found = (row for row in rows if (row["modality"], row["slot"], row["time"]) == (modality, slot, time))
     return next((row[column] for row in found), None)

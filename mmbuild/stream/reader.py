@@ -22,7 +22,8 @@ from mmbuild.stream.cache import Cache
 from mmbuild.stream.chunks import Encoded
 from mmbuild.stream.fetch import LocalFiles, OpenFile, Requests, no_pickle
 from mmbuild.stream.foreign import ForeignArray, foreign_arrays
-from mmbuild.stream.index import ChipTable, read_index, recorded
+from mmbuild.stream.index import ChipTable, recorded
+from mmbuild.stream.shard_index import open_index
 from mmbuild.stream.targets import Crop, Geometry, Scratch, Target, cropped, decode
 
 # Requests under way at once: 32 of 30 ms each fetch a thousand ranges a second.
@@ -95,7 +96,7 @@ class Reader:
                 raise UserError(f"no modality {name!r} in this corpus", corpus.store.url, fix)
         self.corpus, self.on_damage, self._threads = corpus, on_damage, threads
         self._cache, self._connections = cache, connections
-        self.index = read_index(corpus, names)
+        self.index = open_index(corpus, names)
         self.tables = self.index.tables
         self.foreign: dict[str, ForeignArray] = foreign_arrays(corpus, self.tables)
         self.damaged: list[tuple[str, str]] = []
@@ -257,7 +258,7 @@ class Reader:
     def damage(self, target: Target, row: Row, error: Exception) -> None:
         """Raise what is wrong with a chunk, or note it and put nothing in its place."""
         _, _, start, _, slot, position, time = row
-        sample_id = self._recorded(target.table, row, "sample_id")
+        sample_id = self._recorded(target.table, row, "sample_id") or f"at slot {slot}"
         reason = str(error) if isinstance(error, ValueError) else f"its bytes are missing ({error})"
         if self.on_damage != "skip":
             name = f"sample {sample_id}, modality {target.table.name}, time {time}"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmbuild.commit import keep, write
-from mmbuild.cube import Corpus, layouts, open_corpus, put_if_changed
+from mmbuild.cube import Corpus, layouts, open_corpus, packing_reasons, put_if_changed
 from mmbuild.errors import UserError
 from mmbuild.finish import finish
 from mmbuild.records import committed_shards, read_record, record_key, write_record
@@ -245,7 +245,7 @@ def _lock(taster: _Taster, asked: dict[str, Any]) -> dict[str, Any]:
         "digest": hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest(),
         "samples": len(taster.taken), "source": parent.lock["source"], "recipe": recipe.resolved(),
         "modalities": {name: m.model_dump(mode="json") for name, m in recipe.definitions.items()},
-        "versions": parent.lock.get("versions", {}), "taster": about,
+        "packing": packing_reasons(recipe), "versions": parent.lock.get("versions", {}), "taster": about,
     }  # fmt: skip
 
 
