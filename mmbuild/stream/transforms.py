@@ -262,8 +262,8 @@ def cropped(field: Field, units: tuple[int, int] | None) -> Field:
 
 def choose_moments(sample_ids: Sequence[str], *, seed: int, epoch: int) -> np.ndarray:
     """(n,) a whole number a sample from (seed, epoch, sample id): modulo T, its time step in a modality that has T."""
-    draws = [int(sample_draws("time", seed=seed, epoch=epoch, sample_id=one)[0] >> np.uint64(1)) for one in sample_ids]
-    return np.array(draws, dtype=np.int64)
+    draws = [sample_draws("time", seed=seed, epoch=epoch, sample_id=one)[0] for one in sample_ids]
+    return (np.array(draws, np.uint64) >> np.uint64(1)).astype(np.int64)
 
 
 def at_time(fields: Sequence[Field], time: Time) -> tuple[Field, ...]:
@@ -393,9 +393,5 @@ def read_statistics(stats: Mapping[str, Any], modality: Modality) -> Statistics:
     """The statistics of one modality from the content of stats.json; a band without any is NaN."""
     bands = stats["modalities"].get(modality.name, {}).get("bands", {})
     found = [bands.get(name) or {} for name in modality.band_names]
-    mean, std = (np.array([_number(band.get(key)) for band in found]) for key in ("mean", "std"))
+    mean, std = (np.array([band.get(key) for band in found], dtype=float) for key in ("mean", "std"))
     return Statistics(mean=mean, std=std)
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
