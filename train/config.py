@@ -110,6 +110,7 @@ class Settings(_Strict):
     log_every: int = Field(10, ge=1, description="steps between lines of the log")
     tensorboard: bool = Field(False, description="write the log for TensorBoard too")
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
+    validate_every: int | None = Field(None, ge=1, description="steps between two looks at the validation losses")
     probe: LoopProbe | None = Field(None, description="look at the features while training")
     threads: int = Field(2, ge=1, le=256, description="threads that read and decode")
 

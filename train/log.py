@@ -6,6 +6,7 @@ The file of a resumed run continues after the step it resumed from; rows beyond 
 from __future__ import annotations
 
 import csv
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -223,13 +224,17 @@ def draw_curve(rows: list[dict[str, float]], path: Path, *, title: str) -> None:
     left.plot(steps, [row["loss"] for row in rows], color="black")
     left.set(title=title, xlabel="step", ylabel="weighted loss")
     for column in (key for key in rows[0] if key.startswith(TASK)):
-        right.plot(steps, [row[column] for row in rows], label=column.removeprefix(TASK))
-    right.set(title="per task", xlabel="step", ylabel="mean loss")
+        name = column.removeprefix(TASK)
+        (line,) = right.plot(steps, [row[column] for row in rows], label=name)
+        looks = [(row["step"], row[VALIDATION + name]) for row in rows if VALIDATION + name in row]
+        looks = [(step, loss) for step, loss in looks if not math.isnan(loss)]
+        right.plot(*zip(*looks, strict=True) if looks else ([], []), color=line.get_color(), linestyle="--", marker=".")
+    right.set(title="per task (dashed: validation)", xlabel="step", ylabel="mean loss")
     right.legend(fontsize=7, ncols=2)
     figure.savefig(path, dpi=120)
 
 
-TASK = "loss:"
+TASK, VALIDATION = "loss:", "val:"
 
 
 def columns(tasks: Iterable[str], more: Iterable[str] = ()) -> list[str]:

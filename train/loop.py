@@ -27,6 +27,7 @@ from train import checkpoint, distributed, log, optim, speed
 from train.config import Settings, dump
 from train.ema import Ema
 from train.losses import Losses, same_counts
+from train.validate import Validation
 from train.views import Viewer
 from train.watch import Watch
 
@@ -62,6 +63,7 @@ class Run:
     total: int
     ema: Ema | None = None
     watch: Watch | None = None
+    validation: Validation | None = None
     step: int = 0
     stop_signal: int = 0
     stopping: bool = False
@@ -121,7 +123,8 @@ def _open_book(run: Run) -> log.Book | None:
     if not run.fabric.is_global_zero:
         return None
     run.out.mkdir(parents=True, exist_ok=True)
-    columns = log.columns(run.module.loss_names, run.watch.columns if run.watch else ())
+    more = [log.VALIDATION + name for name in run.module.loss_names] if run.validation else []
+    columns = log.columns(run.module.loss_names, [*more, *(run.watch.columns if run.watch else ())])
     return log.Book(run.out, columns, step=run.step, tensorboard=run.config.tensorboard)
 
 
@@ -243,11 +246,13 @@ def _check_finite(
 
 
 def _look(run: Run) -> dict[str, float]:
-    """Scores of the features, when it is time."""
-    if run.watch is None or not run.watch.is_due(run.step, run.total):
-        return {}
+    """Validation losses and scores of the features, when it is time."""
+    looks = [one for one in (run.validation, run.watch) if one is not None and one.is_due(run.step, run.total)]
+    found: dict[str, float] = {}
     with run.fabric.autocast():
-        return run.watch.score(run.module)
+        for look in looks:
+            found |= look.score(run.module)
+    return found
 
 
 def _record(

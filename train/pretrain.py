@@ -27,6 +27,7 @@ from train import checkpoint, distributed, log, optim
 from train.config import FREE_TO_CHANGE, Settings, load_config, model_file, read_dumped
 from train.ema import Ema
 from train.loop import NonFiniteLoss, Run, Stopped, restore, train
+from train.validate import Validation
 from train.views import SCALINGS, Viewer
 from train.watch import Watch
 
@@ -90,6 +91,9 @@ def _prepare(config: Settings, corpus: Corpus) -> Run:
     module = model_file(config.model.name).build(arguments, torch.Generator().manual_seed(config.seed))
     about = _about(config, corpus, loader, view, arguments, module.inputs)
     watch = _watch(config, corpus, list(module.inputs), fabric)
+    names = [field.name for field in loader.fields]
+    looks = config.validate_every is not None
+    validation = Validation(corpus, config, names, batch=batch, fabric=fabric) if looks else None
     # Static shapes: inductor cannot compile masked grids of symbolic size (torch 2.13 on CPU).
     model = fabric.setup_module(torch.compile(module, dynamic=False) if config.compile else module)
     optimizer = optim.adamw(
@@ -97,7 +101,7 @@ def _prepare(config: Settings, corpus: Corpus) -> Run:
     )
     return Run(
         config=config, fabric=fabric, loader=loader, view=view, module=module, model=model,
-        optimizer=fabric.setup_optimizers(optimizer), about=about, watch=watch,
+        optimizer=fabric.setup_optimizers(optimizer), about=about, watch=watch, validation=validation,
         total=config.steps or max(1, len(loader) * (config.epochs or 0) // config.accumulate),
         ema=None if config.ema is None else Ema(module, config.ema),
     )  # fmt: skip
@@ -186,7 +190,9 @@ def _summary(run: Run) -> None:
     print(f"trained {run.total} steps on {run.about['samples']} samples{synthetic}; loss at the start -> at the end:")
     for column in ["loss", *(key for key in rows[0] if key.startswith(log.TASK))]:
         first, last = log.loss_change(rows, column)
-        print(f"  {column.removeprefix(log.TASK):<24} {first:9.4f} -> {last:9.4f}")
+        name = column.removeprefix(log.TASK)
+        looked = f"   on val {rows[-1][log.VALIDATION + name]:9.4f}" if log.VALIDATION + name in rows[-1] else ""
+        print(f"  {name:<24} {first:9.4f} -> {last:9.4f}{looked}")
     print(f"checkpoint  {run.out / 'checkpoints' / 'latest'}")
     print(f"log         {run.out / 'log.csv'}")
     print(f"loss curve  {run.out / 'loss.png'}")
