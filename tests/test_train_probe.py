@@ -20,10 +20,11 @@ from mmbuild.modality import Clear
 from tests.shards import MODALITIES, TinyCorpus, write_corpus
 from train import heads, metrics, optim
 from train.config import load_config
-from train.features import dominant_class, image_statistics, random_convolutions
+from train.features import image_statistics, random_convolutions
+from train.labels import Label, default_labels, dominant_class, grain
 from train.pretrain import pretrain
-from train.probe import default_labels, main, probe
-from train.scoring import Label, score_label
+from train.probe import main, probe
+from train.scoring import score_label
 
 
 def blobs(n: int, *, spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -115,6 +116,28 @@ def test_image_statistics_equal_numpy_on_the_valid_pixels() -> None:
 def test_the_dominant_class_ignores_missing_pixels() -> None:
     codes = torch.tensor([[[1, 1, 0, -1]], [[-1, -1, -1, 2]], [[-1, -1, -1, -1]], [[0, 0, 1, 1]]])
     assert dominant_class(codes, 3).tolist() == [1, 2, -1, 0]
+
+
+def test_the_grain_of_a_map_in_closed_form() -> None:
+    n = 8
+    halves, board = torch.zeros(2, 1, n, n, dtype=torch.int64)
+    halves[..., n // 2 :] = 1
+    board[0] = (torch.arange(n)[:, None] + torch.arange(n)) % 2
+    pairs, diversity = 2 * n * (n - 1), 1 - (n * n / 2 - 1) / (n * n - 1)
+    single = torch.zeros(1, n, n, dtype=torch.int64)
+    found = grain(torch.stack([halves, board, single, single - 1]), 2)
+    np.testing.assert_allclose(found, [n / pairs / diversity, 1 / diversity, np.nan, np.nan])
+
+
+def test_the_grain_follows_from_where_pixels_lie_and_not_from_what_they_are() -> None:
+    draw = torch.Generator().manual_seed(0)
+    blocks = torch.randint(0, 3, (20, 1, 6, 6), generator=draw).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    shuffled = blocks.flatten(1)[:, torch.randperm(48 * 48, generator=draw)].view_as(blocks)
+    np.testing.assert_allclose(grain(shuffled, 3), 1, atol=0.1)
+    assert (grain(blocks, 3) < 0.2).all()
+    np.testing.assert_allclose(grain(2 - blocks, 3), grain(blocks, 3))
+    holes = torch.where(torch.rand(blocks.shape, generator=draw) < 0.3, -1, blocks)
+    np.testing.assert_allclose(grain(holes, 3), grain(blocks, 3), atol=0.05)
 
 
 @pytest.mark.parametrize("hidden", [None, 32])
@@ -287,6 +310,14 @@ def test_default_labels_pass_over_quality_layers() -> None:
     optic = MODALITIES["optic_a"].model_copy(update={"clear": Clear(modality="judge", codes=(10,))})
     modalities = {"quality": quality, "judge": judge, **MODALITIES, "optic_a": optic}
     assert default_labels(modalities) == ["cover", "zone"]
+
+
+def test_the_grain_of_a_map_is_a_label_of_three_classes_cut_on_train(run: Path, corpus: TinyCorpus) -> None:
+    report = probe(run, corpus.open(), ["cover:grain"], ["logistic"])["labels"][0]
+    assert (report["label"], report["about"]) == ("cover:grain", "how finely the classes are cut up")
+    assert report["classes"] == 3
+    with pytest.raises(UserError, match=r"no class label 'zone:grain'.*choose from cover, zone, cover:grain"):
+        probe(run, corpus.open(), ["zone:grain"])
 
 
 def test_an_unknown_label_is_refused_with_those_there_are(run: Path, corpus: TinyCorpus) -> None:

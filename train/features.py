@@ -1,4 +1,4 @@
-"""Features that need no training, and labels out of batches: what every trained model has to be better than.
+"""Features that need no training: what every trained model has to be better than.
 
 Shapes: B samples, K filters, images (B, [time,] band, y, x) with a bool mask of the same shape, True = valid.
 """
@@ -46,10 +46,3 @@ def random_convolutions(image: Tensor, valid: Tensor, *, seed: int) -> np.ndarra
         both = ((sign * responses + FILTER_BIAS).relu().mean(dim=(2, 3)) for sign in (1, -1))
         parts.append(torch.cat(list(both), dim=1))
     return torch.cat(parts).numpy()
-
-
-def dominant_class(codes: Tensor, classes: int) -> np.ndarray:
-    """The most frequent class index of each sample, the smaller on ties, -1 without any; (B, ...) -> (B,)."""
-    flat = codes.flatten(1)
-    counts = torch.stack([(flat == code).sum(dim=1) for code in range(classes)], dim=1)
-    return torch.where(counts.sum(dim=1) > 0, counts.argmax(dim=1), -1).numpy()

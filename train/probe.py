@@ -27,13 +27,13 @@ from torch import Tensor
 
 from mmbuild.cube import Corpus, open_corpus
 from mmbuild.errors import MMBuildError, UserError
-from mmbuild.modality import Modality
 from mmbuild.stream.loader import Loader
 from train.arrays import Labelled, is_labelled, read_labelled
 from train.checkpoint import Checkpoint, open_checkpoint
 from train.config import model_file, read_dumped
-from train.features import dominant_class, image_statistics, random_convolutions
-from train.scoring import DEFAULT_METHODS, METHODS, Label, score_label
+from train.features import image_statistics, random_convolutions
+from train.labels import Label, can_measure, default_labels, make_label, measure, modality_of
+from train.scoring import DEFAULT_METHODS, METHODS, score_label
 from train.views import SCALINGS, Viewer
 
 BATCH = 32
@@ -50,7 +50,7 @@ def probe(
 ) -> dict[str, Any]:
     """Score a checkpoint on a corpus; plain values, as ``--json`` prints them.
 
-    labels: modalities or tags; by default the first pixel-level and the first image-level classes of the corpus.
+    labels: as in train.labels; by default the first pixel-level and the first image-level classes of the corpus.
     Raises UserError for a label or input that the corpus does not have.
     """
     found = open_checkpoint(path)
@@ -59,9 +59,9 @@ def probe(
         raise UserError("no categorical modality to take labels from", corpus.store.url, "name a tag: --label KEY")
     loader = _loader(found, corpus, names)
     splits, tags = _catalogue(corpus)
-    features, codes, ids = _collect(found, loader, names)
+    features, measured, ids = _collect(found, loader, names)
     part = np.array([splits.get(sample, "") for sample in ids])
-    made = [_label(corpus, name, codes, [tags.get(sample, {}) for sample in ids]) for name in names]
+    made = [make_label(corpus, name, measured, [tags.get(sample, {}) for sample in ids], part) for name in names]
     return {
         "checkpoint": str(found.path),
         "step": found.about["step"],
@@ -80,22 +80,14 @@ def probe(
     }
 
 
-def default_labels(modalities: Mapping[str, Modality]) -> list[str]:
-    """The first categorical modality of either level; one that only judges another's quality is passed over."""
-    judges = {m.clear.modality for m in modalities.values() if m.clear}
-    judges |= {m.name for m in modalities.values() if m.same_scene_as}
-    classes = [m for m in modalities.values() if m.values == "categorical" and m.name not in judges]
-    first = (next((m.name for m in classes if m.level == level), None) for level in ("pixel", "image"))
-    return [name for name in first if name]
-
-
 # -- features and labels of every sample
 
 
 def _loader(found: Checkpoint, corpus: Corpus, labels: Sequence[str]) -> Loader:
     """Whole chips where the patch divides them, else the centre window the model was trained on."""
     sources = found.about["inputs"]
-    names = [*(one["name"] for one in sources), *(name for name in labels if name in corpus.modalities)]
+    wanted = dict.fromkeys(map(modality_of, labels))
+    names = [*(one["name"] for one in sources), *(name for name in wanted if name in corpus.modalities)]
     options: dict[str, Any] = {"split": None, "modalities": names, "batch_size": BATCH, "shuffle": False}
     loader = Loader(corpus, **options)
     for field, source in zip(loader.fields, sources, strict=False):
@@ -124,13 +116,14 @@ def _config(found: Checkpoint) -> Any:
 def _collect(
     found: Checkpoint, loader: Loader, labels: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[str]]:
-    """Features by kind (n, d), class codes by categorical label (n,), and sample ids."""
+    """Features by kind (n, d), what labels are made from by categorical label (n,), and sample ids."""
     models = _models(found)
     view = Viewer(_config(found).view, loader.fields, side=_config(found).model.crop, seed=0, still=True)
     sources = [source["name"] for source in found.about["inputs"]]
     parts: dict[str, list[np.ndarray]] = {name: [] for name in (STATISTICS, CONVOLUTIONS, *models)}
-    fields = {f.name: f for f in view.fields if f.name in labels and f.is_categorical}
-    codes: dict[str, list[np.ndarray]] = {name: [] for name in fields}
+    maps = {field.name: field for field in view.fields if field.is_categorical}
+    fields = {name: maps[modality_of(name)] for name in labels if can_measure(name, maps.get(modality_of(name)))}
+    measured: dict[str, list[np.ndarray]] = {name: [] for name in fields}
     ids: list[str] = []
     for batch in loader:
         seen = view(batch)
@@ -139,8 +132,8 @@ def _collect(
         entry = {key: seen[key] for source in sources for key in (source, f"{source}_mask")}
         _add(parts, _encoded(models, entry))
         for name, field in fields.items():
-            codes[name].append(dominant_class(seen[name], field.n_classes))
-    return _joined(parts), {name: np.concatenate(arrays) for name, arrays in codes.items()}, ids
+            measured[name].append(measure(name, seen[field.name], field.n_classes))
+    return _joined(parts), {name: np.concatenate(arrays) for name, arrays in measured.items()}, ids
 
 
 def _models(found: Checkpoint) -> dict[str, Any]:
@@ -180,23 +173,6 @@ def _add(parts: Mapping[str, list[np.ndarray]], found: Mapping[str, np.ndarray])
 
 def _joined(parts: Mapping[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate(arrays).astype(np.float64) for name, arrays in parts.items()}
-
-
-def _label(corpus: Corpus, name: str, codes: dict[str, np.ndarray], tags: list[dict[str, Any]]) -> Label:
-    """The label ``name`` of every sample, from a modality or from the samples' tags."""
-    if name in codes:
-        modality = corpus.modalities[name]
-        by_code = {item.code: item.name for item in modality.classes}
-        about = "dominant class" if modality.level == "pixel" else "class of the sample"
-        return Label(name=name, about=about, codes=codes[name], names=tuple(by_code[c] for c in modality.class_codes))
-    values = [tag.get(name) for tag in tags]
-    if not any(value is not None for value in values):
-        known = [m.name for m in corpus.modalities.values() if m.values == "categorical"]
-        known += sorted({key for tag in tags for key in tag} - set(known))
-        raise UserError(f"--label: no class label {name!r}", corpus.store.url, f"choose from {', '.join(known)}")
-    names = sorted({str(value) for value in values if value is not None})
-    places = [-1 if value is None else names.index(str(value)) for value in values]
-    return Label(name=name, about="tag", codes=np.array(places), names=tuple(names))
 
 
 # -- images and features that a user brings
@@ -346,7 +322,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m train.probe", description="Score the frozen features of a model.")
     parser.add_argument("checkpoint", type=Path, help="a training run's `out`, or one of its checkpoints")
     parser.add_argument("data", help="a built corpus, a .npz with x, y and split, or a folder of GEO-Bench")
-    parser.add_argument("--label", action="append", default=[], help="categorical modality or tag; may be repeated")
+    parser.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        help="modality of classes, NAME:grain, or tag",
+    )
     parser.add_argument("--methods", default=",".join(DEFAULT_METHODS), help=f"of {', '.join(METHODS)}")
     parser.add_argument("--input", help="which input of the model images are, for .npz and GEO-Bench")
     parser.add_argument("--bands", default="", help="the model's names of the images' bands, as B1,B2,...")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from train import heads, metrics
+from train.labels import Label
 
 SPLITS = ("train", "val", "test")
 NEIGHBOURS = (5, 20)
@@ -54,16 +55,6 @@ class LabelReport:
     scores: list[Score]
     differences: list[Difference]
     notes: list[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Label:
-    """One label: ``codes`` (n,) int, -1 where a sample has none; ``names`` by code."""
-
-    name: str
-    about: str
-    codes: np.ndarray
-    names: tuple[str, ...]
 
 
 def score_label(

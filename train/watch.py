@@ -14,7 +14,7 @@ from mmbuild.errors import UserError
 from mmbuild.stream.loader import Loader
 from train import metrics
 from train.config import LoopProbe, View
-from train.features import dominant_class
+from train.labels import dominant_class
 from train.views import Viewer
 
 NEIGHBOURS = 20
