@@ -148,6 +148,12 @@ def test_a_still_view_draws_nothing() -> None:
     assert torch.equal(seen["optic_a"], batch()["optic_a"][:, 0])
 
 
+def test_a_still_view_asks_nothing_of_windows_and_mixtures_that_it_does_not_draw() -> None:
+    """Chips that are cut to the model's side are smaller than the windows of training."""
+    view = View(window=[8, 30], mixup=0.3)
+    assert Viewer(view, (FINE, COVER), side=10, seed=0, batch=5, still=True).fields == (FINE, COVER)
+
+
 @pytest.mark.parametrize(
     ("view", "options", "message"),
     [

@@ -56,7 +56,8 @@ class Viewer:
         pixels = [field for field in fields if field.is_pixel]
         self._finest = max((field.shape[-1] for field in pixels), default=0)
         self._side = side
-        self._check(pixels, batch)
+        if not still:
+            self._check(pixels, batch)
         self.fields = tuple(self._seen(field) for field in fields)
 
     def _check(self, pixels: Sequence[Field], batch: int) -> None:
