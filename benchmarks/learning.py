@@ -1,0 +1,384 @@
+"""Whether each method learns: its losses beside the best constants, its features beside those that need no training.
+
+    python benchmarks/learning.py OUT [--method mpmae|croma|scale_alibi] [--samples 512] [--minutes M] [--real FOLDER]
+
+For each method: a corpus of its recipe from the offline Earth Engine, a run of its small config for a CPU, and in OUT
+a table, a JSON file and the learning curves. Everything is done by the commands a user has, and goes on where it was
+left: with --minutes it stops in time (exit code 3), and the same command continues.
+
+The floor of a loss is that of the best constant: for squared errors the mean of each number that a head predicts,
+under the same normalisation and masks; for classes their frequencies; for a contrast the logarithm of the number of
+candidates. Constants come from the train split; both are scored on val, with the same masks. The goal is 0.9 of it.
+
+The label of the probe was chosen before any result was seen: the grain of ESA WorldCover (train/labels.py), which
+depends on where classes lie and not on which they are or how much of each there is. CROMA and Scale-ALiBi never see
+WorldCover: it is added to their recipes for the label. It is one of MP-MAE's twelve tasks. What counts is logistic
+regression on test, as a gain over image statistics and over random convolutions with a paired bootstrap.
+
+With --real the same runs take the few real files of a folder that recipes/archives/realdata.yaml describes. They show
+that the way is open and no more: three samples to train on, and for want of real aerial photographs with radar at the
+same place the high resolution of Scale-ALiBi is L1C at that of L2A.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+# Run as a file, this folder comes first on the path and would hide packages of the same names.
+REPO = Path(__file__).parents[1]
+sys.path[:] = [str(REPO), *(one for one in sys.path if Path(one) != Path(__file__).parent)]
+
+import train  # noqa: E402, F401, I001  (says how idle threads wait, which is read when torch is first imported)
+import torch  # noqa: E402
+from lightning_fabric import Fabric  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from mmbuild.cube import Corpus, open_corpus  # noqa: E402
+from train import contrastive, log, losses  # noqa: E402
+from train.checkpoint import Checkpoint, find, open_checkpoint  # noqa: E402
+from train.config import model_file, read_dumped  # noqa: E402
+from train.losses import IGNORE, SumCount  # noqa: E402
+from train.pretrain import anchor_name  # noqa: E402
+from train.probe import CONVOLUTIONS, STATISTICS, probe  # noqa: E402
+from train.validate import Validation, mean_losses  # noqa: E402
+
+GOAL = 0.9
+HEADLINE = "logistic"
+STOPPED = 3
+# More is held out than the recipes say, so that a few hundred samples leave some to measure with.
+SPLITS = ("splits.val=0.15", "splits.test=0.25")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """recipe, config: by name, and what is changed of them. label: of the probe."""
+
+    recipe: str
+    recipe_changes: tuple[str, ...]
+    config: str
+    config_changes: tuple[str, ...]
+    label: str = "esa_worldcover:grain"
+
+
+METHODS = {
+    "mpmae": Method(
+        recipe="mmearth64",
+        recipe_changes=("store.samples_per_shard=16", *SPLITS),
+        config="tiny",
+        config_changes=(
+            "model.decoder_dim=256", "batch_size=32", "steps=600", "optim.warmup_steps=30", "drop_last=true",
+            "tasks=[sentinel2, sentinel1_asc, sentinel1_desc, aster_gdem, era5, dynamic_world, canopy_height, "
+            "geolocation, biome, month, esa_worldcover]",
+        ),
+    ),
+    "croma": Method(
+        recipe="ssl4eo_s12",
+        recipe_changes=("modalities.esa_worldcover={}", "store.samples_per_shard=8", *SPLITS),
+        config="croma_tiny",
+        config_changes=(
+            "model.radar.modality=sentinel1", "model.optical.modality=sentinel2_l2a", "model.crop=120",
+            "view.window=[60,180]", "view.time=random", "batch_size=32", "steps=600",
+        ),
+    ),
+    "scale_alibi": Method(
+        recipe="scale_alibi_small",
+        recipe_changes=("modalities.esa_worldcover={}", "store.samples_per_shard=8", *SPLITS),
+        config="scale_alibi_tiny",
+        config_changes=("model.crop=256", "batch_size=32", "steps=600"),
+    ),
+}  # fmt: skip
+_FEW = ("batch_size=2", "drop_last=false", "steps=60")
+REAL = {
+    "mpmae": ("model.crop=112", *_FEW),
+    "croma": ("model.radar.modality=terramesh_s1rtc", "model.optical.modality=sentinel2_l2a", *_FEW),
+    "scale_alibi": (
+        "model.radar.modality=terramesh_s1rtc", "model.lores={modality: sentinel2_l2a, bands: [B4, B3, B2]}",
+        "model.hires={modality: sentinel2_l1c, bands: [B4, B3, B2]}", *_FEW,
+    ),
+}  # fmt: skip
+
+
+def on_real_files(name: str) -> Method:
+    """The same method on the corpus of real files."""
+    config, changes = METHODS[name].config, REAL[name]
+    return Method(
+        recipe="real_mini", recipe_changes=(), config=config, config_changes=changes, label="terramesh_lulc:grain"
+    )
+
+
+# -- the commands
+
+
+class OutOfTime(Exception):
+    """The minutes are over; the same command goes on."""
+
+
+def build(method: Method, out: Path, *, source: Sequence[str], deadline: float) -> None:
+    """Build what is missing of the corpus. source: options that say where from, and how much."""
+    changes = [text for change in method.recipe_changes for text in ("--set", change)]
+    minutes = max(0.1, (deadline - time.monotonic()) / 60)
+    budget = [] if minutes == float("inf") else ["--max-minutes", f"{minutes:.2f}"]
+    mmbuild = str(Path(sys.executable).with_name("mmbuild"))
+    code = subprocess.run([mmbuild, "build", method.recipe, str(out), *source, *changes, *budget], cwd=REPO).returncode
+    if code == STOPPED:
+        raise OutOfTime
+    if code:
+        raise SystemExit(f"the build ended with exit code {code}")
+
+
+def pretrain(method: Method, corpus: Path, out: Path, *, deadline: float) -> None:
+    """Train what is missing; a signal makes it keep what it has."""
+    own = (f"corpus={corpus}", f"out={out}", "log_every=10", "validate_every=50", "checkpoint_every=50")
+    changes = [text for change in (*method.config_changes, *own) for text in ("--set", change)]
+    config = REPO / "train" / "configs" / f"{method.config}.yaml"
+    process = subprocess.Popen([sys.executable, "-m", "train.pretrain", str(config), *changes, "--resume"], cwd=REPO)
+    try:
+        left = deadline - time.monotonic()
+        process.wait(timeout=None if left == float("inf") else max(1.0, left))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+    if process.returncode == 128 + signal.SIGTERM:
+        raise OutOfTime
+    if process.returncode:
+        raise SystemExit(f"the training ended with exit code {process.returncode}")
+
+
+# -- the best constants
+
+
+class Constants:
+    """Stands in for a model's losses: notes what is to be predicted, then scores the best constants for it.
+
+    Which loss is which follows from their order within a forward pass.
+    """
+
+    def __init__(self) -> None:
+        self.noting = True
+        self._place = 0
+        self._sums: dict[int, Tensor] = {}
+        self._counts: dict[int, Tensor] = {}
+        self._squared_error, self._cross_entropy, self._info_nce = (
+            losses.squared_error, losses.cross_entropy, contrastive.info_nce,
+        )  # fmt: skip
+
+    @contextmanager
+    def standing_in(self) -> Iterator[None]:
+        with (
+            patch.object(losses, "squared_error", self.squared_error),
+            patch.object(losses, "cross_entropy", self.cross_entropy),
+            patch.object(contrastive, "info_nce", self.info_nce),
+        ):
+            yield
+
+    def each(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The batches, one forward pass each."""
+        for batch in batches:
+            self._place = 0
+            yield batch
+
+    def _note(self, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums and counts of the loss at hand, with these added while they are noted."""
+        place, self._place = self._place, self._place + 1
+        if self.noting:
+            self._sums[place] = self._sums.get(place, 0) + sums.double()
+            self._counts[place] = self._counts.get(place, 0) + counts.double()
+        return self._sums[place], self._counts[place]
+
+    def squared_error(self, prediction: Tensor, target: Tensor, valid: Tensor) -> SumCount:
+        """The mean of each number that a head predicts: of (B, C), or of (B, L, ...) over samples and patches."""
+        over = (0,) if target.ndim == 2 else (0, 1)
+        sums, counts = self._note(torch.where(valid, target, 0.0).sum(dim=over), valid.sum(dim=over))
+        constant = (sums / counts.clamp(min=1)).to(target.dtype).expand_as(target)
+        return self._squared_error(prediction if self.noting else constant, target, valid)
+
+    def cross_entropy(self, logits: Tensor, codes: Tensor) -> SumCount:
+        """The frequency of each class, and one sample more spread over all, for those that train does not have."""
+        classes = logits.shape[-1]
+        counts, _ = self._note(torch.bincount(codes[codes != IGNORE], minlength=classes), torch.ones(1))
+        constant = (counts + 1 / classes).log().to(logits.dtype).expand_as(logits)
+        return self._cross_entropy(logits if self.noting else constant, codes)
+
+    def info_nce(
+        self, queries: Tensor, keys: Tensor, scale: Tensor, *, start: int, valid: Tensor, valid_keys: Tensor
+    ) -> SumCount:
+        """The logarithm of the number of keys: what features that are all the same give."""
+        if self.noting:
+            return self._info_nce(queries, keys, scale, start=start, valid=valid, valid_keys=valid_keys)
+        return valid.sum() * valid_keys.sum().clamp(min=1).log(), valid.sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskScore:
+    """One task's mean losses: of the model on both splits, and of the best constant of train on val."""
+
+    task: str
+    train: float
+    val: float
+    constant: float
+
+    @property
+    def ratio(self) -> float:
+        """NaN where nothing is scored, or nothing is to be predicted."""
+        return self.val / self.constant if self.constant else float("nan")
+
+    def plain(self) -> dict[str, Any]:
+        """JSON values, None where there is no number; reached: None where nothing was scored."""
+        numbers = {"train": self.train, "val": self.val, "constant": self.constant, "ratio": self.ratio}
+        known: dict[str, float | None] = {key: None if x != x else x for key, x in numbers.items()}
+        return {"task": self.task, **known, "reached": None if self.ratio != self.ratio else self.ratio < GOAL}
+
+
+def score_tasks(found: Checkpoint, corpus: Corpus) -> list[TaskScore]:
+    """Every task of a finished run."""
+    config, file = read_dumped(found.config), model_file(found.about["model"])
+    module = file.build(found.about["arguments"], torch.Generator().manual_seed(0))
+    found.load_weights(module)
+    names = file.modalities(config.model, anchor=anchor_name(corpus), tasks=config.tasks)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    seen = {
+        split: Validation(corpus, config, names, batch=config.batch_size, fabric=fabric, split=split)
+        for split in ("train", "val")
+    }
+    constants = Constants()
+    with constants.standing_in():
+        on_train = mean_losses(module, constants.each(seen["train"].batches()))
+        constants.noting = False
+        floor = mean_losses(module, constants.each(seen["val"].batches()))
+    on_val = mean_losses(module, seen["val"].batches())
+    return [TaskScore(task=t, train=on_train[t], val=on_val[t], constant=floor[t]) for t in module.loss_names]
+
+
+# -- what is reported
+
+
+def report(name: str, method: Method, folder: Path) -> dict[str, Any]:
+    """Score the run in ``folder``; plain values."""
+    corpus, found = open_corpus(folder / "corpus"), open_checkpoint(folder / "run")
+    lock = json.loads(corpus.store.get("recipe.lock.json"))
+    tasks = score_tasks(found, corpus)
+    probed = probe(folder / "run", corpus, [method.label])
+    return {
+        "method": name, "recipe": method.recipe, "samples": lock["samples"], "source": lock["source"],
+        "synthetic": corpus.synthetic, "steps": found.step,
+        "tasks": [one.plain() for one in tasks],
+        "probe": probed["labels"][0], "normalisation": probed["normalisation"], "inputs": probed["inputs"],
+    }  # fmt: skip
+
+
+def as_text(found: Mapping[str, Any]) -> str:
+    """The report as a table for people."""
+    kind = "synthetic" if found["synthetic"] else "real"
+    world = found["source"].get("world")
+    lines = [
+        f"{found['method']} on {found['samples']} {kind} samples of {found['recipe']}"
+        f"{f' ({world})' if world else ''}, {found['steps']} steps",
+        "",
+        f"| {'task':22} | {'train':>8} | {'val':>8} | {'constant':>8} | {'val / constant':>14} | below {GOAL} |",
+        f"|{'-' * 24}|{'-' * 9}:|{'-' * 9}:|{'-' * 9}:|{'-' * 15}:|{'-' * 11}|",
+    ]
+    for one in found["tasks"]:
+        numbers = (f"{'-' if one[key] is None else format(one[key], '.4g')}" for key in ("train", "val", "constant"))
+        ratio = "-" if one["ratio"] is None else f"{one['ratio']:.3f}"
+        reached = {None: "-", True: "yes", False: "no"}[one["reached"]]
+        cells = [f"{one['task']:22}", *(f"{number:>8}" for number in numbers), f"{ratio:>14}", f"{reached:9}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *_probe_lines(found["probe"])]) + "\n"
+
+
+def _probe_lines(told: Mapping[str, Any]) -> Iterator[str]:
+    counts = ", ".join(f"{split} {n}" for split, n in told["counts"].items())
+    majority = "" if told["majority"] is None else f"; most frequent class {told['majority']:.1%}"
+    yield f"probe of {told['label']} ({told['about']}): {counts}{majority}"
+    for score in told["scores"]:
+        if score["method"] == HEADLINE:
+            interval = f"{score['low']:.1%} to {score['high']:.1%}"
+            yield f"  {HEADLINE}, {score['features']}: {score['accuracy']:.1%} ({interval})"
+    for one in told["differences"]:
+        if one["method"] == HEADLINE and one["over"] in (STATISTICS, CONVOLUTIONS):
+            interval = f"{100 * one['low']:+.1f} to {100 * one['high']:+.1f}"
+            verdict = "won" if one["low"] > 0 else "lost" if one["high"] < 0 else "undecided"
+            yield f"  gain over {one['over']}: {100 * one['gain']:+.1f} points ({interval}), {verdict}"
+    yield from (f"  note: {note}" for note in told["notes"])
+
+
+def draw(found: Mapping[str, Any], rows: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Each task's loss over steps on train and val, with the best constant and the goal, as a PNG."""
+    from matplotlib.figure import Figure
+
+    tasks = found["tasks"]
+    columns = min(4, len(tasks))
+    high = -(-len(tasks) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.6 * high), layout="constrained")
+    axes = figure.subplots(high, columns, squeeze=False).flatten()
+    for axis, one in zip(axes, tasks, strict=False):
+        for prefix, style in (
+            (log.TASK, {"color": "tab:gray"}),
+            (log.VALIDATION, {"color": "tab:blue", "marker": "."}),
+        ):
+            points = [(row["step"], row[prefix + one["task"]]) for row in rows]
+            points = [(step, loss) for step, loss in points if loss == loss]
+            axis.plot(*zip(*points, strict=True), label="train" if prefix == log.TASK else "val", **style)
+        if one["ratio"] is not None:
+            axis.axhline(one["constant"], color="tab:red", label="best constant")
+            axis.axhline(GOAL * one["constant"], color="tab:red", linestyle=":", label=f"{GOAL} x")
+        ratio = "nothing to score" if one["ratio"] is None else f"{one['ratio']:.2f}"
+        axis.set_title(f"{one['task']}: {ratio}", fontsize=9)
+        axis.tick_params(labelsize=7)
+    for axis in axes[len(tasks) :]:
+        axis.set_axis_off()
+    axes[0].legend(fontsize=7)
+    kind = "synthetic" if found["synthetic"] else "real"
+    figure.suptitle(f"{found['method']}: loss over steps, {found['samples']} {kind} samples of {found['recipe']}")
+    figure.savefig(path, dpi=110)
+
+
+def run(name: str, method: Method, folder: Path, *, source: Sequence[str], deadline: float) -> None:
+    """Build, train, score, and write what came out."""
+    build(method, folder / "corpus", source=source, deadline=deadline)
+    before = find(folder / "run")
+    if before is None or not before.about["finished"]:
+        pretrain(method, folder / "corpus", folder / "run", deadline=deadline)
+    found = report(name, method, folder)
+    (folder / "report.json").write_text(json.dumps(found, indent=1) + "\n")
+    (folder / "report.md").write_text(as_text(found))
+    draw(found, log.read_rows(folder / "run" / "log.csv"), folder / "curves.png")
+    print("\n" + as_text(found))
+    print("\n".join(f"wrote {folder / file}" for file in ("report.json", "report.md", "curves.png")), flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder for corpora, runs and reports")
+    parser.add_argument("--method", choices=METHODS, action="append", help="all when left out; may be repeated")
+    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop in time; the same command goes on")
+    parser.add_argument("--real", type=Path, help="take the real files of this folder instead")
+    given = parser.parse_args(arguments)
+    deadline = time.monotonic() + 60 * given.minutes
+    source = ["--source", "sandbox", "--samples", str(given.samples)]
+    if given.real:
+        source = ["--archive-root", str(given.real)]
+    for name in given.method or METHODS:
+        method = on_real_files(name) if given.real else METHODS[name]
+        try:
+            run(name, method, given.out / name, source=source, deadline=deadline)
+        except OutOfTime:
+            print(f"{name}: the {given.minutes:g} minutes are over; the same command goes on")
+            return STOPPED
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
