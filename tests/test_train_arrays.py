@@ -127,15 +127,30 @@ def test_arrays_that_do_not_fit_are_refused(changes: dict[str, Any], message: st
 
 
 def test_what_cannot_be_probed_is_refused(tmp_path: Path) -> None:
-    folder = write_geobench(tmp_path / "m-many", label=lambda y: [y, 1])
-    with pytest.raises(UserError, match=r"the label is list, not one class; only classification sets"):
+    folder = write_geobench(tmp_path / "m-many", label=lambda y: np.full(3, y / 2))
+    with pytest.raises(UserError, match=r"the label is NoneType, neither a class nor 0 and 1 for each class; only"):
         read_labelled(folder)
-    (folder / "sample_3.hdf5").unlink()
-    with pytest.raises(UserError, match=r"sample_3\.hdf5.*missing|the label is list"):
+    folder = write_geobench(tmp_path / "m-two", label=lambda y: [y, 2])
+    with pytest.raises(UserError, match=r"several classes a sample are not written as 0 and 1; write a column a class"):
+        read_labelled(folder)
+    (folder / "sample_0.hdf5").unlink()
+    with pytest.raises(UserError, match=r"sample_0\.hdf5.*missing"):
         read_labelled(folder)
     with pytest.raises(UserError, match=r"there is nothing here; give a \.npz"):
         read_labelled(tmp_path / "nowhere.npz")
     assert not is_labelled(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [list, np.array, lambda y: np.array(y, dtype=bool)])
+def test_several_classes_a_sample_are_a_truth_for_each(kind: Callable[..., Any], tmp_path: Path) -> None:
+    """GEO-Bench writes them as a list or as a NumPy array, pickled."""
+    found = read_labelled(write_geobench(tmp_path / "m-many", label=lambda y: kind([y, 1, 1 - y])), normalise=False)
+    first = read_labelled(write_geobench(tmp_path / "m-one"), normalise=False).labels
+    assert found.labels.dtype == bool
+    np.testing.assert_array_equal(found.labels, np.stack([first, np.ones_like(first), 1 - first], axis=1))
+    y = images()[1]
+    given = read_labelled(write_npz(tmp_path / "set.npz", y=np.stack([y, 1 - y], axis=1)), normalise=False)
+    np.testing.assert_array_equal(given.labels, np.stack([y, 1 - y], axis=1).astype(bool))
 
 
 # -- a model on them
@@ -203,6 +218,48 @@ def test_the_command_takes_geobench_and_says_what_was_done(
         assert word in text
     assert main([*arguments, "--methods", "svm"]) == 2
     assert "--methods: there is no 'svm'; choose from knn, logistic, linear" in capsys.readouterr().err
+
+
+def test_m7_several_classes_are_scored_by_map_and_by_f1(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A paper says the one and its code computes the other: both are told, and they differ."""
+    y = images()[1]
+    path = write_npz(tmp_path / "set.npz", y=np.stack([y, 1 - y, np.arange(COUNT) % 3 == 0], axis=1).astype(int))
+    arguments = [str(run), str(path), "--input", "colour", "--bands", "R,G,B"]
+    assert main([*arguments, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)["labels"][0]
+    statistics = {s["method"]: s["accuracy"] for s in report["scores"] if s["features"] == "image statistics"}
+    assert set(statistics) == {"logistic, micro mAP", "logistic, micro F1"}
+    assert len(set(statistics.values())) == 2
+    assert all(0.5 < value <= 1 for value in statistics.values()), "two of three classes are told by brightness"
+    assert all(score["low"] <= score["accuracy"] <= score["high"] for score in report["scores"])
+    assert len(report["differences"]) == 3 * 2
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "micro mAP and micro F1 on test in %" in " ".join(text.split())
+    assert main([*arguments, "--methods", "knn"]) == 2
+    assert "--methods: samples with several classes need logistic" in capsys.readouterr().err
+
+
+def test_s12_a_model_of_three_sensors_is_scored_on_a_folder_of_geobench(tmp_path: Path) -> None:
+    """The published code of Scale-ALiBi has no evaluation: here each of its sensors has one, beside the floors."""
+    write_corpus(tmp_path / "corpus", companions=True)
+    content = {
+        "corpus": str(tmp_path / "corpus"), "out": str(tmp_path / "run"), "batch_size": 8, "steps": 1,
+        "optim": {"lr": 1e-3}, "model": {
+            "name": "scale_alibi", "crop": 24, "patch": 4, "dim": 16, "depth": 2, "heads": 2, "decoder_dim": 16,
+            "radar": {"modality": "radar"}, "lores": {"modality": "colour"}, "hires": {"modality": "aerial"},
+        },
+    }  # fmt: skip
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    pretrain(load_config(tmp_path / "c.yaml"))
+    given = read_labelled(write_geobench(tmp_path / "m-set"))
+    for sensor in ("colour", "aerial"):
+        result = probe_labelled(tmp_path / "run", given, input=sensor, bands=["R", "G", "B"], methods=["knn"])
+        scores = {s["features"]: s["accuracy"] for s in result["labels"][0]["scores"] if s["method"] == "kNN 20 plain"}
+        assert set(scores) == {"image statistics", "random convolutions", "untrained encoder", "pretrained encoder"}
+        assert result["inputs"] == [{"name": sensor, "side": 20}]
 
 
 def test_features_alone_are_scored_without_baselines_and_that_is_said(run: Path) -> None:

@@ -12,13 +12,14 @@ import pytest
 import torch
 import yaml
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from mmbuild.cube import open_corpus
 from mmbuild.errors import UserError
 from mmbuild.modality import Clear
 from tests.shards import MODALITIES, TinyCorpus, write_corpus
-from train import heads, metrics, optim
+from train import heads, metrics, multilabel, optim
 from train.config import load_config
 from train.features import image_statistics, random_convolutions
 from train.labels import Label, default_labels, dominant_class, grain
@@ -194,6 +195,52 @@ def test_random_convolutions_equal_sums_written_out() -> None:
     responses = np.einsum("bcyxij,kcij->bkyx", windows, filters)
     both = [np.maximum(sign * responses - 1, 0).mean(axis=(2, 3)) for sign in (1, -1)]
     np.testing.assert_allclose(found, np.concatenate(both, axis=1), atol=1e-4)
+
+
+def test_several_classes_are_scored_as_scikit_learn_and_a_count_of_pairs_do() -> None:
+    truth = np.array([[1, 0, 1], [0, 0, 1], [1, 1, 0]], dtype=bool)
+    chances = np.array([[0.9, 0.6, 0.4], [0.2, 0.1, 0.8], [0.7, 0.3, 0.5]])
+    assert multilabel.micro_map(truth, chances) == pytest.approx(
+        average_precision_score(truth, chances, average="micro")
+    )
+    # Said: (0,0) (0,1) (1,2) (2,0) (2,2); right are three of them, and five are there.
+    assert multilabel.micro_f1(truth, chances) == pytest.approx(2 * 3 / (5 + 5))
+
+
+def test_a_regression_for_each_class_gives_what_one_alone_gives() -> None:
+    train, labels = blobs(200, spread=0.8)
+    test, _ = blobs(50, spread=0.8, seed=1)
+    many = np.stack([labels == 0, labels > 0, np.ones(200, dtype=bool)], axis=1)
+    chances = multilabel.logistic_chances(train, many, (np.zeros((0, 8)), np.zeros((0, 3), dtype=bool)), test)
+    alone = LogisticRegression(C=1.0, max_iter=500).fit(train, many[:, 0]).predict_proba(test)[:, 1]
+    np.testing.assert_allclose(chances[:, 0], alone)
+    np.testing.assert_allclose(chances[:, 1], 1 - alone, atol=1e-3)
+    assert (chances[:, 2] == 1).all()
+
+
+def test_m9_the_head_that_is_scored_is_the_best_on_val_and_not_the_last_one() -> None:
+    """The reference scores its last checkpoint. On labels of noise the last rate here has learnt most by heart."""
+    draw = np.random.default_rng(0)
+    train, labels = draw.normal(size=(60, 30)), np.arange(60) % 2
+    train[:, 0] += labels
+    val = (draw.normal(size=(400, 30)), np.arange(400) % 2)
+    val[0][:, 0] += val[1]
+    said, rate = heads.head_predict(train, labels, val, val[0], classes=2, epochs=40)
+    last, _ = heads.head_predict(train, labels, (val[0][:0], val[1][:0]), val[0], classes=2, epochs=40)
+    assert rate != heads.RATES[-1]
+    assert (said == val[1]).mean() > (last == val[1]).mean()
+
+
+def test_the_hidden_layer_is_as_wide_as_the_papers() -> None:
+    """At its real width, on few epochs: 2048 hidden values, all 27 rates, one of them as good as any."""
+    train, labels = blobs(120, spread=0.5)
+    test, truth = blobs(60, spread=0.5, seed=1)
+    assert heads.HIDDEN == 2048
+    said, rate = heads.head_predict(
+        train, labels, blobs(60, spread=0.5, seed=2), test, classes=3, hidden=heads.HIDDEN, epochs=8
+    )
+    assert (said == truth).mean() > 0.9
+    assert rate in heads.RATES
 
 
 # -- scoring

@@ -3,7 +3,8 @@
 Nothing in a file is run: arrays are read without pickles, and GEO-Bench's pickled metadata goes through an unpickler
 that knows numbers, texts, lists and dicts, and puts an empty shell where a file names any class or function.
 
-Shapes: n samples, images (n, band, y, x), features (n, d), labels (n,) int.
+Shapes: n samples, images (n, band, y, x), features (n, d), labels (n,) int, or (n, class) bool where a sample may have
+several classes.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def _normalised(found: Labelled) -> Labelled:
 
 
 def _read_npz(path: Path) -> Labelled:
-    """x (n, d) or (n, band, y, x), y (n,) integers, split (n,) train, val or test; bands (band,) if known."""
+    """x (n, d) or (n, band, y, x), y (n,) integers or (n, class) of 0 and 1, split (n,); bands (band,) if known."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -86,13 +87,16 @@ def _read_npz(path: Path) -> Labelled:
         if name not in arrays:
             raise UserError(f"array {name} is missing", str(path), "it needs x, y and split")
     x, y, split = arrays["x"], arrays["y"], arrays["split"].astype(str)
-    if x.ndim not in (2, 4) or y.shape != (len(x),) or split.shape != (len(x),) or y.dtype.kind not in "iu":
+    fits = y.ndim in (1, 2) and len(y) == len(x) and y.dtype.kind in ("iu" if y.ndim == 1 else "iub")
+    if x.ndim not in (2, 4) or not fits or split.shape != (len(x),):
         reason = f"x {x.shape}, y {y.dtype} {y.shape} and split {split.shape} do not fit together"
-        raise UserError(reason, str(path), "x is (n, d) or (n, band, y, x), y (n,) integers from 0, split (n,)")
+        raise UserError(
+            reason, str(path), "x is (n, d) or (n, band, y, x), y (n,) integers from 0 or (n, class), split (n,)"
+        )
     _check(y, split, path)
     names = tuple(arrays["bands"].astype(str).tolist()) if "bands" in arrays else tuple(map(str, range(x.shape[1])))
     return Labelled(
-        name=path.stem, x=x.astype(np.float32), labels=y.astype(np.int64), split=split, bands=names,
+        name=path.stem, x=x.astype(np.float32), labels=_whole(y), split=split, bands=names,
         normalisation="as they came",
     )  # fmt: skip
 
@@ -101,8 +105,15 @@ def _check(labels: np.ndarray, split: np.ndarray, path: Path) -> None:
     strange = sorted(set(split.tolist()) - set(SPLITS))
     if strange:
         raise UserError(f"split {strange[0]!r} is unknown", str(path), f"use {', '.join(SPLITS)}")
+    if labels.ndim == 2 and not np.isin(labels, (0, 1)).all():
+        raise UserError("several classes a sample are not written as 0 and 1", str(path), "write a column a class")
     if (labels < 0).any():
         raise UserError(f"label {labels.min()} is negative", str(path), "number classes from 0")
+
+
+def _whole(labels: np.ndarray) -> np.ndarray:
+    """One class a sample as int64, several as bool."""
+    return labels.astype(np.int64 if labels.ndim == 1 else bool)
 
 
 # -- GEO-Bench
@@ -120,6 +131,8 @@ def _read_geobench(folder: Path) -> Labelled:
     names = json.loads(partition.read_text())
     pairs = [(sample, ours) for theirs, ours in _GEOBENCH_SPLITS.items() for sample in names.get(theirs, ())]
     samples = [_read_sample(folder / f"{sample}.hdf5") for sample, _ in pairs]
+    if len({np.shape(label) for _, _, label in samples}) != 1:
+        raise UserError("samples with different numbers of classes", str(folder), "download the data set again")
     labels = np.array([label for _, _, label in samples], dtype=np.int64)
     split = np.array([ours for _, ours in pairs])
     _check(labels, split, folder)
@@ -127,13 +140,13 @@ def _read_geobench(folder: Path) -> Labelled:
     if len(shapes) != 1:
         raise UserError(f"images of different shapes: {sorted(shapes)}", str(folder), "resize them to one, as .npz")
     return Labelled(
-        name=folder.name, x=np.stack([image for image, _, _ in samples]), labels=labels, split=split,
+        name=folder.name, x=np.stack([image for image, _, _ in samples]), labels=_whole(labels), split=split,
         bands=samples[0][1], normalisation="as they came",
     )  # fmt: skip
 
 
-def _read_sample(path: Path) -> tuple[np.ndarray, tuple[str, ...], int]:
-    """((band, y, x) float32, names of bands, class)."""
+def _read_sample(path: Path) -> tuple[np.ndarray, tuple[str, ...], int | list[int]]:
+    """((band, y, x) float32, names of bands, class or a 0 or 1 for each class)."""
     if not path.exists():
         raise UserError("a sample of the partition is missing", str(path), "download the data set again")
     with h5py.File(path, "r") as file:
@@ -141,11 +154,12 @@ def _read_sample(path: Path) -> tuple[np.ndarray, tuple[str, ...], int]:
         names = [str(one) for one in about.get("bands_order", list(file)) if str(one) in file]
         bands = [file[one][...] for one in names if not one.startswith("label")]
     label = about.get("label")
-    if not isinstance(label, int | np.integer):
-        reason = f"the label is {type(label).__name__}, not one class"
-        raise UserError(reason, str(path), "only classification sets with one class a sample can be probed")
+    label = label.values() if isinstance(label, _Array) else label
+    if not isinstance(label, int) and not (isinstance(label, list) and all(isinstance(one, int) for one in label)):
+        reason = f"the label is {type(label).__name__}, neither a class nor 0 and 1 for each class"
+        raise UserError(reason, str(path), "only classification sets can be probed")
     image = np.stack([band if band.ndim == 2 else band[..., 0] for band in bands]).astype(np.float32)
-    return image, tuple(one for one in names if not one.startswith("label")), int(label)
+    return image, tuple(one for one in names if not one.startswith("label")), label
 
 
 def _metadata(text: Any, path: Path) -> Mapping[str, Any]:
@@ -193,10 +207,27 @@ def _scalar(dtype: Any, raw: Any) -> int | Shell:
     return Shell()
 
 
+class _Array(Shell):
+    """A NumPy array of whole numbers or truths: its dtype and bytes."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.dtype, self.raw = (state[2], state[4]) if isinstance(state, tuple) and len(state) == 5 else (None, None)
+
+    def values(self) -> list[int] | None:
+        """Its elements one after another, None where they are anything else."""
+        code = self.dtype.code if isinstance(self.dtype, _Dtype) else ""
+        if code[:1] not in ("i", "u", "b") or not code[1:].isdigit() or not isinstance(self.raw, bytes):
+            return None
+        found: list[int] = np.frombuffer(self.raw, dtype=f"<{code}").astype(np.int64).tolist()
+        return found
+
+
 class Plain(pickle.Unpickler):
     """Reads plain values; every class and function that is named becomes a shell, so that no code of a file runs."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in {("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar")}:
             return _scalar
+        if (module, name) in {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")}:
+            return _Array
         return _Dtype if (module, name) == ("numpy", "dtype") else Shell

@@ -69,9 +69,9 @@ def logistic_predict(
     train, test, features, truth = train @ axes, test @ axes, val[0] @ axes, val[1]
     best_c = 1.0
     if len(truth):
-        scores = [(_fit(train, labels, c).predict(features) == truth).mean() for c in C_GRID]
+        scores = [(fit_logistic(train, labels, c).predict(features) == truth).mean() for c in C_GRID]
         best_c = C_GRID[int(np.argmax(scores))]
-    return _fit(train, labels, best_c).predict(test), best_c
+    return fit_logistic(train, labels, best_c).predict(test), best_c
 
 
 def _axes(train: np.ndarray) -> np.ndarray:
@@ -85,7 +85,8 @@ def _axes(train: np.ndarray) -> np.ndarray:
     return np.linalg.svd(train, full_matrices=False)[2].T
 
 
-def _fit(x: np.ndarray, y: np.ndarray, c: float) -> Any:
+def fit_logistic(x: np.ndarray, y: np.ndarray, c: float) -> Any:
+    """scikit-learn's regression by L-BFGS, converged or not."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits

@@ -33,12 +33,13 @@ from train.checkpoint import Checkpoint, open_checkpoint
 from train.config import model_file, read_dumped
 from train.features import image_statistics, random_convolutions
 from train.labels import Label, can_measure, default_labels, make_label, measure, modality_of
+from train.multilabel import MEASURES, score_multilabel
 from train.scoring import DEFAULT_METHODS, METHODS, score_label
 from train.views import SCALINGS, Viewer
 
 BATCH = 32
-# The method whose gains are printed; --json has those of all.
-COMPARED = "logistic"
+# The methods whose gains are printed; --json has those of all.
+COMPARED = ("logistic", *MEASURES)
 # The untrained encoder and the random filters draw from another seed than any training run is likely to use.
 UNTRAINED_SEED = 2**31 - 1
 STATISTICS, CONVOLUTIONS = "image statistics", "random convolutions"
@@ -198,9 +199,12 @@ def probe_labelled(
             told += f"; then {SCALINGS[_config(found).view.scaling]}"
     else:
         features = {"features": given.x.astype(np.float64)}
-    names = tuple(map(str, range(int(given.labels.max()) + 1)))
-    label = Label(name="y", about="given", codes=given.labels, names=names)
-    report = asdict(score_label(label, features, given.split, methods))
+    if given.labels.ndim == 2:
+        report = asdict(score_multilabel("y", given.labels, features, given.split, methods))
+    else:
+        names = tuple(map(str, range(int(given.labels.max()) + 1)))
+        label = Label(name="y", about="given", codes=given.labels, names=names)
+        report = asdict(score_label(label, features, given.split, methods))
     if not given.is_images:
         report["notes"].append("features came without their images: there are no baselines to compare with")
     return {
@@ -294,7 +298,7 @@ def _heading(report: dict[str, Any]) -> str:
 
 
 def _table(report: dict[str, Any]) -> Table:
-    table = Table(caption="accuracy on test in % (95 % bootstrap interval)")
+    table = Table(caption=f"{report['measure']} on test in % (95 % bootstrap interval)")
     table.add_column("")
     kinds = list(dict.fromkeys(score["features"] for score in report["scores"]))
     for kind in kinds:
@@ -306,11 +310,12 @@ def _table(report: dict[str, Any]) -> Table:
 
 
 def _gains(report: dict[str, Any]) -> Iterator[str]:
-    """What the trained encoder gains over every floor, with one method."""
+    """What the trained encoder gains over every floor."""
     for one in report["differences"]:
-        if one["method"] == COMPARED:
+        if one["method"] in COMPARED:
             interval = f"{100 * one['low']:+.0f} to {100 * one['high']:+.0f}"
-            yield f"{COMPARED}, gain over {one['over']}: {100 * one['gain']:+.1f} points ({interval}, paired bootstrap)"
+            gain = f"{100 * one['gain']:+.1f} points ({interval}, paired bootstrap)"
+            yield f"{one['method']}, gain over {one['over']}: {gain}"
 
 
 def _cell(score: dict[str, Any]) -> str:

@@ -55,6 +55,7 @@ class LabelReport:
     scores: list[Score]
     differences: list[Difference]
     notes: list[str]
+    measure: str = "accuracy"
 
 
 def score_label(
@@ -123,7 +124,7 @@ def _score(features: str, method: str, hits: np.ndarray) -> Score:
     return Score(features=features, method=method, accuracy=float(hits.mean()), low=low, high=high)
 
 
-def _notes(counts: Mapping[str, int], truth: Split) -> list[str]:
+def size_notes(counts: Mapping[str, int]) -> list[str]:
     """What a reader must know about splits that are too small to trust."""
     empty = [split for split in ("train", "test") if not counts[split]]
     if empty:
@@ -133,6 +134,14 @@ def _notes(counts: Mapping[str, int], truth: Split) -> list[str]:
         notes.append(f"only {counts['test']} test samples: the intervals are wide, small differences mean nothing")
     if not counts["val"]:
         notes.append("no val samples: logistic regression uses C = 1 instead of choosing it")
+    return notes
+
+
+def _notes(counts: Mapping[str, int], truth: Split) -> list[str]:
+    """The same, and what does not fit one class a sample."""
+    notes = size_notes(counts)
+    if not (counts["train"] and counts["test"]):
+        return notes
     if counts["train"] < max(NEIGHBOURS):
         notes.append(f"only {counts['train']} train samples: kNN {max(NEIGHBOURS)} takes them all")
     unseen = np.setdiff1d(truth["test"], truth["train"])
