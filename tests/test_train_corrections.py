@@ -6,6 +6,10 @@ One test a row of the list of defects; the letter is the method (M: MP-MAE, C: C
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,6 +127,20 @@ def test_m6_masking_leaves_the_callers_tensor_as_it_is() -> None:
     given = batch["optic"]
     given *= 1 - mask.float()
     assert not torch.equal(batch["optic"], before)
+
+
+def test_m11_the_trainer_starts_from_any_folder_and_asks_for_no_sparse_convolutions(tmp_path: Path) -> None:
+    """The reference imports MinkowskiEngine for its dense model too, and its script cannot be started as it is told."""
+    blocked = (
+        "import sys; sys.modules['MinkowskiEngine'] = None; from train.pretrain import main; sys.exit(main(['c']))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", blocked], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: c")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_m10_first_weights_are_small_and_the_references_have_a_spread_near_one() -> None:

@@ -21,25 +21,28 @@ from torch import Tensor, nn
 
 from mmbuild.errors import UserError
 from mmbuild.stream.transforms import Field as DataField
+from train import fused
 from train.alibi import Alibi
 from train.contrastive import Contrast
-from train.losses import CONTRASTIVE, Losses, NormPix, contrast_and_reconstruct, reconstruction, same_counts
+from train.fused import RADAR
+from train.losses import Losses, NormPix, same_counts
 from train.masking import kept_patches
-from train.sensors import Seen, Sensor, SensorConfig, refuse_tasks, see, sensor_arguments
-from train.transformer import MLP, Decoder, Encoder, Fusion, draw_weights
+from train.sensors import Seen, Sensor, SensorConfig, refuse_tasks, sensor_arguments
+from train.transformer import MLP, Decoder, Fusion, draw_weights
 
 # Width, layers of the optical encoder, heads; the radar encoder and the fusion have half the layers.
 SIZES = {"tiny": (192, 4, 4), "small": (384, 12, 8), "base": (768, 12, 16), "large": (1024, 24, 16)}
 DECODER_HEADS = 8
-# The order of channels in a predicted patch; the first is the second's context.
-OPTICAL, RADAR = "optical", "radar"
+OPTICAL = "optical"
+# The order of channels in a predicted patch.
+DECODED = (OPTICAL, RADAR)
 
 Compat = Literal["reference"]
 Masks = Literal["shared", "independent"]
 
 
 class CROMA(nn.Module):
-    """Encoders, fusion, decoder and losses; see ``encode`` for features.
+    """Encoders, fusion, decoder and losses: train/fused.py says what they give.
 
     fusion_self_bias: ``query`` gives self-attention in the fusion the distances between radar tokens, ``cross`` those
     between radar and optical tokens, as the reference does.
@@ -61,17 +64,11 @@ class CROMA(nn.Module):
         compat: Compat | None = None,
     ) -> None:
         super().__init__()
-        self.sensors = {RADAR: radar, OPTICAL: optical}
+        self.sensors, self.decoded = {RADAR: radar, OPTICAL: optical}, DECODED
         self.mask_ratio, self.mask_kind, self.norm_pix = mask_ratio, masks, norm_pix
         self.fusion_self_bias = "cross" if compat == "reference" else "query"
         self.alibi = Alibi(heads=heads, unit_m=radar.patch * radar.gsd)
-        depths = {RADAR: depth // 2, OPTICAL: depth}
-        self.encoders = nn.ModuleDict(
-            {
-                role: Encoder(values=s.values, dim=dim, depth=depths[role], heads=heads)
-                for role, s in self.sensors.items()
-            }
-        )
+        self.encoders = fused.make_encoders(self.sensors, dim=dim, depth=depth, heads=heads)
         self.pools = nn.ModuleDict({role: MLP(dim) for role in self.sensors})
         self.fusion = Fusion(dim=dim, depth=depth // 2, heads=heads)
         values = radar.values + optical.values
@@ -82,13 +79,11 @@ class CROMA(nn.Module):
 
     @property
     def inputs(self) -> dict[str, int]:
-        """What the encoders see, and the side of their patches."""
-        return {sensor.name: sensor.patch for sensor in self.sensors.values()}
+        return fused.inputs(self)
 
     @property
     def loss_names(self) -> tuple[str, ...]:
-        """What ``forward`` reports, in its order."""
-        return CONTRASTIVE, OPTICAL, RADAR
+        return fused.loss_names(self)
 
     def masks(self, batch: Mapping[str, Any], *, seed: int, epoch: int) -> dict[str, Tensor]:
         """Which patches of each sample stay visible, by sensor, (B, N), keyed by sample id."""
@@ -107,16 +102,13 @@ class CROMA(nn.Module):
         kept: Mapping[str, Tensor],
         mean_counts: Callable[[Tensor], Tensor] = same_counts,
     ) -> Losses:
-        """Losses of a loader batch: contrastive + squared errors of each sensor, all weighing 1."""
-        seen = {role: see(sensor, batch, kept[role]) for role, sensor in self.sensors.items()}
-        tokens = {role: one.tokens(self.encoders[role], self.alibi) for role, one in seen.items()}
-        pooled = {role: self.pools[role](x.mean(dim=1)) for role, x in tokens.items()}
-        contrasts = self.contrast(pooled, {role: one.present for role, one in seen.items()})
-        predicted = self.decoder(self.fuse(tokens, seen), kept[RADAR], seen[RADAR].grid)
-        predicted = predicted.unflatten(-1, (-1, self.sensors[RADAR].patch ** 2))
-        targets = [(seen[role].patches, seen[role].valid, seen[role].removed) for role in (OPTICAL, RADAR)]
-        errors = reconstruction(predicted, targets, self.norm_pix)
-        return contrast_and_reconstruct(contrasts, dict(zip(self.loss_names[1:], errors, strict=True)), mean_counts)
+        return fused.losses(self, batch, kept, mean_counts)
+
+    def target(self, role: str, seen: Seen, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        return seen.patches, seen.valid, seen.removed
+
+    def pool(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {role: self.pools[role](x.mean(dim=1)) for role, x in tokens.items()}
 
     def fuse(self, tokens: Mapping[str, Tensor], seen: Mapping[str, Seen]) -> Tensor:
         """(B, N, D): radar's tokens after they looked at the optical ones."""
@@ -126,12 +118,7 @@ class CROMA(nn.Module):
         return self.fusion(radar, optical, own, cross)
 
     def encode(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Features of whole samples: tokens (B, L, D) ``radar``, ``optical``, ``joint``; with ``pooled_`` (B, D)."""
-        seen = {role: see(sensor, batch) for role, sensor in self.sensors.items()}
-        tokens = {role: one.tokens(self.encoders[role], self.alibi) for role, one in seen.items()}
-        joint = self.fuse(tokens, seen)
-        pooled = {f"pooled_{role}": self.pools[role](x.mean(dim=1)) for role, x in tokens.items()}
-        return {**tokens, "joint": joint, **pooled, "pooled_joint": joint.mean(dim=1)}
+        return fused.encode(self, batch)
 
     def features(self, batch: Mapping[str, Any]) -> Tensor:
         """(B, D) features of whole samples, both sensors together."""

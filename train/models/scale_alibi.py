@@ -21,22 +21,17 @@ from torch import Tensor, nn
 
 from mmbuild.errors import UserError
 from mmbuild.stream.transforms import Field as DataField
+from train import fused
 from train.alibi import Alibi, pick
 from train.contrastive import Contrast
-from train.losses import (
-    CONTRASTIVE,
-    Losses,
-    NormPix,
-    contrast_and_reconstruct,
-    patchify_by_band,
-    reconstruction,
-    same_counts,
-)
+from train.fused import RADAR
+from train.losses import Losses, NormPix, patchify_by_band, same_counts
 from train.masking import kept_patches
-from train.sensors import Seen, Sensor, SensorConfig, refuse_tasks, see, sensor_arguments
-from train.transformer import MLP, Decoder, Encoder, Fusion, draw_weights
+from train.sensors import Seen, Sensor, SensorConfig, refuse_tasks, sensor_arguments
+from train.transformer import MLP, Decoder, Fusion, draw_weights
 
-RADAR, LORES, HIRES = ROLES = ("radar", "lores", "hires")
+LORES, HIRES = "lores", "hires"
+ROLES = (RADAR, LORES, HIRES)
 # The order of channels in a predicted patch.
 DECODED = (LORES, RADAR, HIRES)
 DECODER_HEADS = 8
@@ -46,7 +41,7 @@ Masks = Literal["shared", "independent"]
 
 
 class ScaleALiBi(nn.Module):
-    """Three encoders, two fusions, decoder and losses; see ``encode`` for features.
+    """Three encoders, two fusions, decoder and losses: train/fused.py says what they give.
 
     ratio: low-resolution pixels are this many high-resolution pixels wide; so many tokens of a side, too.
     """
@@ -68,15 +63,12 @@ class ScaleALiBi(nn.Module):
         compat: Compat | None = None,
     ) -> None:
         super().__init__()
-        self.sensors = {RADAR: radar, LORES: lores, HIRES: hires}
+        self.sensors, self.decoded = {RADAR: radar, LORES: lores, HIRES: hires}, DECODED
         self.ratio = round(lores.gsd / hires.gsd)
         self.mask_ratio, self.mask_kind, self.norm_pix, self.compat = mask_ratio, masks, norm_pix, compat
         self.alibi = Alibi(heads=heads, unit_m=lores.patch * lores.gsd)
-        depths = {RADAR: depth // 2, LORES: depth, HIRES: depth}
         layers = {"dim": dim, "heads": heads}
-        self.encoders = nn.ModuleDict(
-            {role: Encoder(values=s.values, depth=depths[role], **layers) for role, s in self.sensors.items()}
-        )
+        self.encoders = fused.make_encoders(self.sensors, depth=depth, **layers)
         reference = compat == "reference"
         self.pools = nn.ModuleDict({role: MLP(dim) for role in ((RADAR, LORES) if reference else ROLES)})
         self.fusions = nn.ModuleDict(
@@ -89,13 +81,11 @@ class ScaleALiBi(nn.Module):
 
     @property
     def inputs(self) -> dict[str, int]:
-        """What the encoders see, and the side of their patches."""
-        return {sensor.name: sensor.patch for sensor in self.sensors.values()}
+        return fused.inputs(self)
 
     @property
     def loss_names(self) -> tuple[str, ...]:
-        """What ``forward`` reports, in its order."""
-        return CONTRASTIVE, *DECODED
+        return fused.loss_names(self)
 
     def masks(self, batch: Mapping[str, Any], *, seed: int, epoch: int) -> dict[str, Tensor]:
         """Which patches of each sample stay visible, by sensor, (B, N), keyed by sample id.
@@ -120,14 +110,7 @@ class ScaleALiBi(nn.Module):
         kept: Mapping[str, Tensor],
         mean_counts: Callable[[Tensor], Tensor] = same_counts,
     ) -> Losses:
-        """Losses of a loader batch: contrastive + squared errors of each sensor, all weighing 1."""
-        seen = {role: see(sensor, batch, kept[role]) for role, sensor in self.sensors.items()}
-        tokens = {role: one.tokens(self.encoders[role], self.alibi) for role, one in seen.items()}
-        contrasts = self.contrast(self.pool(tokens), {role: one.present for role, one in seen.items()})
-        predicted = self.decoder(self.fuse(tokens, seen), kept[RADAR], seen[RADAR].grid)
-        predicted = predicted.unflatten(-1, (-1, self.sensors[LORES].patch ** 2))
-        errors = reconstruction(predicted, [self._target(role, seen[role], batch) for role in DECODED], self.norm_pix)
-        return contrast_and_reconstruct(contrasts, dict(zip(self.loss_names[1:], errors, strict=True)), mean_counts)
+        return fused.losses(self, batch, kept, mean_counts)
 
     def pool(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """(B, D) by sensor."""
@@ -152,7 +135,7 @@ class ScaleALiBi(nn.Module):
         table = scrambled(self.alibi.distances(keys.grid, keys.grid, like.device), len(queries.grid))
         return self.alibi.bias(pick(table, queries.kept, keys.kept), like.dtype)
 
-    def _target(self, role: str, seen: Seen, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    def target(self, role: str, seen: Seen, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """(target, valid, removed) on the low-resolution grid; of high resolution every ``ratio``-th pixel."""
         if role != HIRES:
             return seen.patches, seen.valid, seen.removed
@@ -162,12 +145,7 @@ class ScaleALiBi(nn.Module):
         return patchify_by_band(image, patch), patchify_by_band(valid, patch), removed
 
     def encode(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Features of whole samples: tokens (B, L, D) by sensor and ``joint``; each with ``pooled_`` (B, D)."""
-        seen = {role: see(sensor, batch) for role, sensor in self.sensors.items()}
-        tokens = {role: one.tokens(self.encoders[role], self.alibi) for role, one in seen.items()}
-        joint = self.fuse(tokens, seen)
-        pooled = {f"pooled_{role}": x for role, x in self.pool(tokens).items()}
-        return {**tokens, "joint": joint, **pooled, "pooled_joint": joint.mean(dim=1)}
+        return fused.encode(self, batch)
 
     def features(self, batch: Mapping[str, Any]) -> Tensor:
         """(B, D) features of whole samples, all sensors together."""
