@@ -55,8 +55,8 @@ class Validation:
 @torch.no_grad()
 def mean_losses(module: Any, batches: Iterable[Mapping[str, Any]], fabric: Fabric | None = None) -> dict[str, float]:
     """The mean loss of each task over all batches of all processes, NaN where nothing is scored."""
-    several = fabric is not None and fabric.world_size > 1
-    counts = (lambda own: fabric.all_reduce(own, reduce_op="mean")) if several else same_counts
+    fabric = fabric if fabric is not None and fabric.world_size > 1 else None
+    counts = same_counts if fabric is None else lambda own: fabric.all_reduce(own, reduce_op="mean")
     sums = torch.zeros(2, len(module.loss_names), dtype=torch.float64)
     module.eval()
     for batch in batches:
@@ -64,6 +64,6 @@ def mean_losses(module: Any, batches: Iterable[Mapping[str, Any]], fabric: Fabri
         means, scored = (torch.stack([own[name] for name in module.loss_names]) for own in losses[1:])
         sums += torch.stack([means * scored, scored]).double().cpu()
     module.train()
-    if several:
+    if fabric is not None:
         sums = torch.as_tensor(fabric.all_reduce(sums.to(fabric.device), reduce_op="mean")).cpu()
     return dict(zip(module.loss_names, (sums[0] / sums[1]).tolist(), strict=True))
