@@ -31,7 +31,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -365,6 +365,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="folder for corpora, runs and reports")
     parser.add_argument("--method", choices=METHODS, action="append", help="all when left out; may be repeated")
     parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--steps", type=int, help="optimiser steps instead of the method's own number")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop in time; the same command goes on")
     parser.add_argument("--real", type=Path, help="take the real files of this folder instead")
     given = parser.parse_args(arguments)
@@ -374,6 +375,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         source = ["--archive-root", str(given.real)]
     for name in given.method or METHODS:
         method = on_real_files(name) if given.real else METHODS[name]
+        if given.steps:
+            method = replace(method, config_changes=(*method.config_changes, f"steps={given.steps}"))
         try:
             run(name, method, given.out / name, source=source, deadline=deadline)
         except OutOfTime:
