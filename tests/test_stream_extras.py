@@ -427,3 +427,53 @@ def test_a_mixture_gives_every_corpus_its_share_and_resumes(tiny: TinyCorpus, tm
     assert [(b["corpus"], tuple(b["id"])) for b in taken] + rest == epoch
     with pytest.raises(UserError, match="2 loaders and 1 weights"):
         Mixture([make(tiny), make(other)], [1])
+
+
+def test_a_mixture_without_weights_has_samples_of_every_corpus_in_every_batch(tiny: TinyCorpus, tmp_path: Path) -> None:
+    other = write_corpus(tmp_path / "other", seed=5)
+    whole = [by_id(make(corpus, augment=True, crop=16)) for corpus in (tiny, other)]
+
+    def mixed(rank: int = 0, world_size: int = 1) -> Mixture:
+        options: dict[str, Any] = {"augment": True, "crop": 16, "rank": rank, "world_size": world_size}
+        return Mixture([make(tiny, batch_size=6, **options), make(other, batch_size=2, **options)])
+
+    batches = list(mixed())
+    taken: list[list[str]] = [[], []]
+    for batch in batches:
+        assert batch["corpus"].shape == (len(batch["id"]),)
+        for i, sample_id in enumerate(batch["id"]):
+            which = int(batch["corpus"][i])
+            taken[which].append(sample_id)
+            for key, value in whole[which][sample_id].items():
+                torch.testing.assert_close(batch[key][i], value, rtol=0, atol=0, equal_nan=True, msg=key)
+    assert sorted(taken[0]) == sorted(whole[0])  # the first is gone through once
+    assert len(taken[1]) == len(set(taken[1])) == 2 * len(batches)
+    stopped = mixed()
+    stream = iter(stopped)
+    next(stream)
+    rest: list[str] = []
+    for rank in range(2):
+        again = mixed(rank, 2)
+        again.load_state_dict(stopped.state_dict())
+        rest += [sample_id for batch in again for sample_id in batch["id"] if batch["corpus"][0] == 0]
+    assert set(taken[0]) - set(batches[0]["id"]) <= set(rest)
+
+
+def test_corpora_that_are_not_alike_cannot_be_joined(tiny: TinyCorpus) -> None:
+    with pytest.raises(UserError, match="Mixture: cover of loader 1 is not like that of loader 0"):
+        Mixture([make(tiny, crop=16), make(tiny, crop=8)])
+    with pytest.raises(UserError, match="Mixture: 0 loaders and no weights"):
+        Mixture([])
+
+
+# -- other people's loops
+
+
+def test_it_goes_through_lightning_fabric_and_a_dataloader_as_it_is(tiny: TinyCorpus) -> None:
+    from lightning_fabric import Fabric
+
+    fabric = Fabric(accelerator="cpu", devices=1)
+    wrapped = DataLoader(make(tiny), batch_size=None, num_workers=0)
+    through = fabric.setup_dataloaders(wrapped, use_distributed_sampler=False)
+    assert_same_samples(list(through), list(make(tiny)))
+    assert len(through) == len(make(tiny))

@@ -65,21 +65,24 @@ def collate(samples: Sequence[Batch]) -> Batch:
 
 
 class Mixture(IterableDataset[Batch]):
-    """Batches of several loaders, taken so that each gives its share of the samples; a batch is of one corpus.
+    """Batches of several loaders as one stream; iterating gives one epoch.
 
-    weights: shares, of any sum. Iterating gives one epoch: it ends when the first loader has been gone through once,
-    and the next epoch goes on where the others stopped. Every rank chooses the same loader at the same step.
+    weights: shares of the samples, of any sum: a batch is of one corpus, ``corpus`` says of which, and every rank
+    chooses the same at the same step. Without weights every batch joins one batch of each loader, so that their batch
+    sizes are the shares; ``corpus`` is then (B,) int64, and the fields of all have to be alike.
+    An epoch ends when the first loader has been gone through once, and the next one goes on where the others stopped.
     """
 
-    def __init__(self, loaders: Sequence[Loader], weights: Sequence[float]) -> None:
-        if len(loaders) != len(weights) or not loaders:
-            raise UserError(
-                f"Mixture: {len(loaders)} loaders and {len(weights)} weights", fix="give one weight a loader"
-            )
-        if min(weights) <= 0:
+    def __init__(self, loaders: Sequence[Loader], weights: Sequence[float] | None = None) -> None:
+        if not loaders or (weights is not None and len(loaders) != len(weights)):
+            told = "no weights" if weights is None else f"{len(weights)} weights"
+            raise UserError(f"Mixture: {len(loaders)} loaders and {told}", fix="give one weight a loader")
+        if weights is not None and min(weights) <= 0:
             raise UserError(f"Mixture: weights {list(weights)} must be above 0", fix="leave out what has no share")
-        self._loaders, self._weights = list(loaders), list(weights)
+        self._loaders, self._weights = list(loaders), None if weights is None else list(weights)
         self._taken = [0] * len(loaders)
+        if weights is None:
+            _check_alike(self._loaders)
 
     def state_dict(self) -> dict[str, Any]:
         """The states of the loaders and how many samples each has given."""
@@ -96,20 +99,52 @@ class Mixture(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         streams: dict[int, Iterator[Batch]] = {}
+        every = list(range(len(self._loaders)))
         try:
             while True:
-                which = order.next_corpus(self._taken, self._weights)
-                loader = self._loaders[which]
-                if which not in streams:
-                    streams[which] = loader.resume()
-                before = loader.place
-                batch = next(streams[which], None)
-                if batch is None:
+                step = every if self._weights is None else [order.next_corpus(self._taken, self._weights)]
+                batches = [self._next(which, streams) for which in step]
+                found = [batch for batch in batches if batch is not None]
+                if len(found) < len(step):
                     return
-                self._taken[which] += loader.given_since(before)
-                yield batch | {"corpus": which}
-                if loader.place[1] == 0:
+                yield _joined(found) if self._weights is None else found[0] | {"corpus": step[0]}
+                if any(self._loaders[which].place[1] == 0 for which in step):
                     return
         finally:
             for stream in streams.values():
                 stream.close()  # type: ignore[attr-defined]
+
+    def _next(self, which: int, streams: dict[int, Iterator[Batch]]) -> Batch | None:
+        """The next batch of one loader, from where it is in its own epoch."""
+        loader = self._loaders[which]
+        if which not in streams:
+            streams[which] = loader.resume()
+        before = loader.place
+        batch = next(streams[which], None)
+        if batch is not None:
+            self._taken[which] += loader.given_since(before)
+        return batch
+
+
+def _check_alike(loaders: Sequence[Loader]) -> None:
+    """UserError where batches cannot be joined."""
+    forms = [{f.name: (f.bands, f.shape, f.n_classes, f.is_alias) for f in loader.fields} for loader in loaders]
+    for i, other in enumerate(forms[1:], start=1):
+        for name in sorted(forms[0].keys() | other.keys()):
+            if forms[0].get(name) != other.get(name):
+                reason = f"Mixture: {name} of loader {i} is not like that of loader 0: they cannot be joined"
+                raise UserError(reason, fix="name the modalities that they share, at one crop, or give weights")
+
+
+def _joined(batches: Sequence[Batch]) -> Batch:
+    """One batch of several, in their order; ``epoch`` is the latest of them."""
+    joined: Batch = {}
+    for key, value in batches[0].items():
+        if isinstance(value, torch.Tensor):
+            joined[key] = torch.cat([batch[key] for batch in batches])
+        elif key == "id":
+            joined[key] = [sample_id for batch in batches for sample_id in batch["id"]]
+        else:
+            joined[key] = max(batch[key] for batch in batches) if key == "epoch" else value
+    sizes = torch.tensor([len(batch["id"]) for batch in batches])
+    return joined | {"corpus": torch.repeat_interleave(torch.arange(len(batches)), sizes)}
