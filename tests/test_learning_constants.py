@@ -1,0 +1,77 @@
+"""The floors of benchmarks/learning.py: the best constants of a train split, scored on another, against NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.learning import Constants, as_text
+from tests.test_train_corrections import croma, croma_batch, mpmae, mpmae_batch
+from train.losses import IGNORE
+from train.validate import mean_losses
+
+
+def noted_then_scored(name: str, train: tuple[torch.Tensor, ...], val: tuple[torch.Tensor, ...]) -> float:
+    """The mean loss of the constant of ``train`` on ``val``; the model's own answer is far off and must not matter."""
+    constants = Constants()
+    for noting, arguments in ((True, train), (False, val)):
+        constants.noting = noting
+        for _ in constants.each([{}]):
+            total, count = getattr(constants, name)(*arguments)
+    return float(total / count)
+
+
+def test_the_floor_of_a_squared_error_is_the_mean_of_each_number() -> None:
+    draw = torch.Generator().manual_seed(0)
+    train, val = torch.randn(40, 3, generator=draw) + 5, torch.randn(9, 3, generator=draw) + 5
+    valid = torch.rand(40, 3, generator=draw) > 0.3
+    mean = np.nanmean(torch.where(valid, train, torch.nan).double().numpy(), axis=0)
+    every = torch.ones(9, 3, dtype=torch.bool)
+    found = noted_then_scored("squared_error", (train * 0, train, valid), (val + 100, val, every))
+    assert found == pytest.approx(((val.numpy() - mean) ** 2).mean(), rel=1e-5)
+
+
+def test_each_place_in_a_patch_has_a_constant_of_its_own() -> None:
+    """(B, L, P, C): what is the same in every patch costs nothing."""
+    pattern = torch.arange(12.0).reshape(4, 3).expand(2, 5, 4, 3)
+    every = torch.ones(pattern.shape, dtype=torch.bool)
+    assert noted_then_scored("squared_error", (pattern, pattern, every), (pattern * 0, pattern, every)) == 0
+
+
+def test_the_floor_of_classes_is_their_frequency() -> None:
+    codes = torch.tensor([0, 0, 0, 1, IGNORE])
+    chances = (np.array([3, 1, 0]) + 1 / 3) / 5
+    found = noted_then_scored("cross_entropy", (torch.zeros(5, 3), codes), (torch.ones(2, 3), torch.tensor([0, 2])))
+    assert found == pytest.approx(-np.log(chances[[0, 2]]).mean(), rel=1e-5)
+
+
+def test_the_floors_of_a_model_are_those_of_its_own_losses_and_masks() -> None:
+    constants = Constants()
+    model, batch = mpmae(), {**mpmae_batch(), "id": list("abcd")}
+    with constants.standing_in():
+        noted = mean_losses(model, constants.each([batch]))
+        constants.noting = False
+        floor = mean_losses(model, constants.each([batch]))
+    assert noted == mean_losses(model, [batch])
+    climate = batch["climate"]
+    assert floor["climate"] == pytest.approx(float((climate - climate.mean(dim=0)).square().mean()), rel=1e-5)
+
+
+def test_the_floor_of_a_contrast_is_the_logarithm_of_the_candidates() -> None:
+    constants = Constants()
+    with constants.standing_in():
+        mean_losses(croma(), constants.each([croma_batch(5)]))
+        constants.noting = False
+        floor = mean_losses(croma(), constants.each([croma_batch(5)]))
+    assert floor["contrastive"] == pytest.approx(np.log(5))
+
+
+def test_a_report_says_what_was_not_scored() -> None:
+    task = {"task": "radar", "train": None, "val": None, "constant": None, "ratio": None, "reached": None}
+    probe = {"label": "x", "about": "y", "counts": {"test": 0}, "majority": None, "scores": [], "differences": []}
+    told = {"method": "croma", "samples": 3, "recipe": "r", "source": {}, "synthetic": False, "steps": 1}
+    text = as_text(told | {"tasks": [task], "probe": probe | {"notes": ["not scored"]}})
+    assert "3 real samples of r, 1 steps" in text
+    assert [cell.strip() for cell in text.splitlines()[4].split("|")[1:-1]] == ["radar", "-", "-", "-", "-", "-"]
+    assert "note: not scored" in text
