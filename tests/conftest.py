@@ -1,4 +1,4 @@
-"""What several test files share: the folder of real data, and a real object-store server."""
+"""What several test files share: the folder of real data, a real object-store server, and one thread for tensors."""
 
 from __future__ import annotations
 
@@ -21,6 +21,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 REPO = Path(__file__).parent.parent
 SHARED = REPO.parent / "shared"
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread for tensors: small ones gain nothing from more, and another number adds floats in another order."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

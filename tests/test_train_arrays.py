@@ -13,13 +13,11 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-import yaml
 
 from mmbuild.errors import UserError
+from tests.runs import SMALL, train_briefly
 from tests.shards import write_corpus
 from train.arrays import Labelled, is_labelled, read_labelled
-from train.config import load_config
-from train.pretrain import pretrain
 from train.probe import main, probe_labelled
 from train.scoring import DEFAULT_METHODS
 
@@ -160,16 +158,8 @@ def test_several_classes_a_sample_are_a_truth_for_each(kind: Callable[..., Any],
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     write_corpus(folder / "corpus", companions=True)
-    content = {
-        "corpus": str(folder / "corpus"), "out": str(folder / "run"), "batch_size": 8, "steps": 1,
-        "optim": {"lr": 1e-3}, "model": {
-            "name": "croma", "crop": 12, "patch": 4, "dim": 16, "depth": 2, "heads": 2, "decoder_dim": 16,
-            "radar": {"modality": "radar"}, "optical": {"modality": "colour"},
-        },
-    }  # fmt: skip
-    (folder / "c.yaml").write_text(yaml.safe_dump(content))
-    pretrain(load_config(folder / "c.yaml"))
-    return folder / "run"
+    sensors = {"radar": {"modality": "radar"}, "optical": {"modality": "colour"}}
+    return train_briefly(folder / "corpus", folder, {"name": "croma", "crop": 12, **sensors, **SMALL})
 
 
 def brought(x: np.ndarray | None = None) -> Labelled:
@@ -245,18 +235,12 @@ def test_m7_several_classes_are_scored_by_map_and_by_f1(
 def test_s12_a_model_of_three_sensors_is_scored_on_a_folder_of_geobench(tmp_path: Path) -> None:
     """The published code of Scale-ALiBi has no evaluation: here each of its sensors has one, beside the floors."""
     write_corpus(tmp_path / "corpus", companions=True)
-    content = {
-        "corpus": str(tmp_path / "corpus"), "out": str(tmp_path / "run"), "batch_size": 8, "steps": 1,
-        "optim": {"lr": 1e-3}, "model": {
-            "name": "scale_alibi", "crop": 24, "patch": 4, "dim": 16, "depth": 2, "heads": 2, "decoder_dim": 16,
-            "radar": {"modality": "radar"}, "lores": {"modality": "colour"}, "hires": {"modality": "aerial"},
-        },
-    }  # fmt: skip
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
-    pretrain(load_config(tmp_path / "c.yaml"))
+    sensors = {"radar": "radar", "lores": "colour", "hires": "aerial"}
+    model = {role: {"modality": name} for role, name in sensors.items()}
+    run = train_briefly(tmp_path / "corpus", tmp_path, {"name": "scale_alibi", "crop": 24, **model, **SMALL})
     given = read_labelled(write_geobench(tmp_path / "m-set"))
     for sensor in ("colour", "aerial"):
-        result = probe_labelled(tmp_path / "run", given, input=sensor, bands=["R", "G", "B"], methods=["knn"])
+        result = probe_labelled(run, given, input=sensor, bands=["R", "G", "B"], methods=["knn"])
         scores = {s["features"]: s["accuracy"] for s in result["labels"][0]["scores"] if s["method"] == "kNN 20 plain"}
         assert set(scores) == {"image statistics", "random convolutions", "untrained encoder", "pretrained encoder"}
         assert result["inputs"] == [{"name": sensor, "side": 20}]

@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import yaml
 from safetensors.torch import load_file
 
 from mmbuild.errors import UserError
+from tests.runs import SMALL
 from tests.shards import write_corpus
 from train import checkpoint, log
 from train.config import load_config
@@ -28,7 +28,6 @@ from train.pretrain import pretrain
 REPO = Path(__file__).parents[1]
 STEPS, HALF = 4, 2
 METHODS = ("mpmae", "croma", "scale_alibi")
-SMALL = {"dim": 16, "depth": 2, "heads": 2, "patch": 4, "decoder_dim": 16}
 MODELS: dict[str, dict[str, Any]] = {
     "mpmae": {"model": {"name": "mpmae", "input": "aerial", "crop": 16, "patch": 8, "decoder_dim": 16},
               "tasks": ["aerial", "colour", "climate", "zone"], "accumulate": 2, "ema": 0.9},
@@ -40,13 +39,8 @@ MODELS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As many as in the processes started below: another number adds floats in another order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# As many threads here as in the processes started below: another number adds floats in another order.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

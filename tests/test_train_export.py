@@ -13,11 +13,10 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from tests.runs import train_briefly
 from tests.shards import TinyCorpus, write_corpus
 from train import checkpoint
-from train.config import load_config
 from train.export import main
-from train.pretrain import pretrain
 
 REPO = Path(__file__).parents[1]
 
@@ -30,13 +29,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> TinyCorpus:
 @pytest.fixture(scope="module")
 def run(corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    content = {
-        "corpus": str(corpus.path), "out": str(folder / "run"), "batch_size": 8, "steps": 2, "ema": 0.9,
-        "optim": {"lr": 1e-3}, "model": {"name": "mpmae", "crop": 24, "patch": 8, "decoder_dim": 16},
-    }  # fmt: skip
-    (folder / "c.yaml").write_text(yaml.safe_dump(content))
-    pretrain(load_config(folder / "c.yaml"))
-    return folder / "run"
+    model = {"name": "mpmae", "crop": 24, "patch": 8, "decoder_dim": 16}
+    return train_briefly(corpus.path, folder, model, ema=0.9)
 
 
 @pytest.fixture(scope="module")

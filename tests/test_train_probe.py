@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
@@ -18,14 +16,15 @@ from sklearn.neighbors import KNeighborsClassifier
 from mmbuild.cube import open_corpus
 from mmbuild.errors import UserError
 from mmbuild.modality import Clear
+from tests.runs import train_briefly
 from tests.shards import MODALITIES, TinyCorpus, write_corpus
 from train import heads, metrics, multilabel, optim
-from train.config import load_config
 from train.features import image_statistics, random_convolutions
 from train.labels import Label, default_labels, dominant_class, grain
-from train.pretrain import pretrain
 from train.probe import main, probe
 from train.scoring import score_label
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def blobs(n: int, *, spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -297,15 +296,6 @@ def test_small_and_empty_splits_are_said_not_raised() -> None:
 # -- the whole way
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small tensors gain nothing from more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> TinyCorpus:
     return write_corpus(tmp_path_factory.mktemp("corpus"), slots=48)
@@ -314,13 +304,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> TinyCorpus:
 @pytest.fixture(scope="module")
 def run(corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    content = {
-        "corpus": str(corpus.path), "out": str(folder / "run"), "batch_size": 8, "steps": 2, "optim": {"lr": 1e-3},
-        "model": {"name": "mpmae", "crop": 24, "patch": 8, "decoder_dim": 16},
-    }  # fmt: skip
-    (folder / "c.yaml").write_text(yaml.safe_dump(content))
-    pretrain(load_config(folder / "c.yaml"))
-    return folder / "run"
+    return train_briefly(corpus.path, folder, {"name": "mpmae", "crop": 24, "patch": 8, "decoder_dim": 16})
 
 
 def test_a_probe_scores_the_model_beside_both_baselines(run: Path, corpus: TinyCorpus) -> None:
