@@ -101,7 +101,7 @@ def run(batches: Callable[[Options], Any], write: Callable[[Path, Path, Options]
     torch.set_num_threads(1)
     began = time.perf_counter()
     loader = batches(given)
-    print(json.dumps(count(loader, given, began)))
+    print(json.dumps(count(loader, given, began)), flush=True)
     os._exit(0)  # some peers' threads never end
 
 
