@@ -32,6 +32,10 @@ METRES_PER_DEGREE = 111_320.0
 # -- what a band holds --------------------------------------------------------------------------------------------
 
 
+# Metres (or digital numbers) that a product's field may lie off the exact one: tests/test_earth_noise.py.
+NODES_OFF = 0.02
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Native:
     """One band of one image: its pixels, and the smooth field they are samples of (None: none that is public)."""
@@ -58,7 +62,11 @@ def native(
         valid = np.logical_or.reduce([mask for _, mask in found])
         if field is None:
             return np.select([mask for _, mask in found], [values for values, _ in found]).astype(np.float64), valid
-        return _kept(field(lon, lat), dtype), valid
+        exact = field(lon, lat)
+        # Products interpolate the field between nodes: so near to a tie of rounding it is theirs to say.
+        tied = np.abs(exact % 1.0 - 0.5) < (0.0 if dtype.startswith("float") else NODES_OFF)
+        told = np.select([mask for _, mask in found], [values for values, _ in found]).astype(np.float64)
+        return np.where(tied & valid & (np.abs(told - exact) < 1.0), told, _kept(exact, dtype)), valid
 
     lattice = Lattice(epsg=epsg, left=left, top=top, width=width, height=-height, fetch=fetch)
     return Native(lattice=lattice, field=field, quantum=0.0 if dtype.startswith("float") else 1.0)
@@ -229,6 +237,7 @@ def displacement_m(chip: np.ndarray, band: Native, row: dict[str, Any], nodata: 
     """By how many metres east and north the chip lies off its field, each with its standard error.
 
     Least squares of stored - f on the gradient of f at the sample pixels' centres; empty where the field is flat.
+    Interpolation errs alike within a native pixel, so only native pixels count as independent.
     """
     assert band.field is not None
     x, y = centres(row)
@@ -243,7 +252,9 @@ def displacement_m(chip: np.ndarray, band: Native, row: dict[str, Any], nodata: 
     if np.linalg.matrix_rank(slopes) < 2:
         return []
     moved_m, *_ = np.linalg.lstsq(slopes, off, rcond=None)
-    spread = np.linalg.inv(slopes.T @ slopes) * np.var(off - slopes @ moved_m)
+    native_m = band.lattice.width * (111_320.0 if band.lattice.epsg == 4326 else 1.0)
+    alike = max(native_m / row["gsd"], 1.0) ** 2
+    spread = np.linalg.inv(slopes.T @ slopes) * np.var(off - slopes @ moved_m) * alike
     return list(zip(moved_m.tolist(), np.sqrt(np.diag(spread)).tolist(), strict=True))
 
 
