@@ -375,7 +375,9 @@ def test_tiles_of_different_widths_are_each_interpolated_on_their_own_lattice(ea
     assert differing(chip, as_stored(together, chip.dtype, -9999), ~seam) > 300
     # In the seam that lattice is all there is; a third of its columns lie on an edge of the wider pixels: a tie.
     assert (chip[seam] != -9999).all()
-    assert np.abs(chip - together.values)[seam].max() < 0.5
+    # What is on the other side of a tie is at most one of those away, on this slope.
+    steepest = np.abs(np.diff(together.values, axis=1)).max()
+    assert np.abs(chip - together.values)[seam].max() < 4.7 * steepest  # an arc second and a half, in pixels of 10 m
     assert differing(chip, as_stored(together, chip.dtype, -9999), seam) <= seam.sum() / 3 * 2
 
 
