@@ -138,6 +138,14 @@ def build(method: Method, out: Path, *, source: Sequence[str], deadline: float) 
         raise SystemExit(f"the build ended with exit code {code}")
 
 
+def is_finished(corpus: Path, source: Sequence[str]) -> bool:
+    """It holds what is asked for and has a catalogue; then it stays, also when the offline Earth has changed since."""
+    if not (corpus / "items.parquet").exists():
+        return False
+    samples = json.loads((corpus / "recipe.lock.json").read_text())["samples"]
+    return "--samples" not in source or str(samples) == source[source.index("--samples") + 1]
+
+
 def pretrain(method: Method, corpus: Path, out: Path, *, deadline: float) -> None:
     """Train what is missing; a signal makes it keep what it has."""
     own = (f"corpus={corpus}", f"out={out}", "log_every=10", "validate_every=50", "checkpoint_every=50")
@@ -348,7 +356,7 @@ def draw(found: Mapping[str, Any], rows: Sequence[Mapping[str, float]], path: Pa
 def run(name: str, method: Method, folder: Path, *, source: Sequence[str], deadline: float) -> None:
     """Build, train, score, and write what came out."""
     before = find(folder / "run")
-    if before is None:  # what a run has begun with stays as it is
+    if not (before or is_finished(folder / "corpus", source)):
         build(method, folder / "corpus", source=source, deadline=deadline)
     if before is None or not before.about["finished"]:
         pretrain(method, folder / "corpus", folder / "run", deadline=deadline)
