@@ -13,8 +13,8 @@ from typing import Any
 
 from mmbuild import anchors as anchoring
 from mmbuild.choose import Anchored, Choice, Sample, Scene, Step, choose_steps
-from mmbuild.commit import OnStep, Outcome, keep, valid_mask, withdraw, withdrawn_key, write
-from mmbuild.cube import layouts
+from mmbuild.commit import OnStep, Outcome, keep, packed, valid_mask, withdraw, withdrawn_key, write
+from mmbuild.cube import ArrayLayout, layouts
 from mmbuild.errors import QuotaStop, SourceError
 from mmbuild.modality import Modality
 from mmbuild.plan import samples_of
@@ -185,9 +185,11 @@ def _attempt(
             when = next((anchored.when for anchored in own if anchored.status == "stored"), own[0].when)
             jobs.append(Outcome(sample=sample, status="stored", anchor_time=when, choices=choices))
 
+    arrays = layouts(recipe)
+
     def read(job: Outcome) -> Outcome | None:
         try:
-            return _read(recipe, source, job)
+            return _read(recipe, source, arrays, job)
         except QuotaStop as stop:
             stops.append(str(stop))
             return None
@@ -309,7 +311,7 @@ def _without(sample: Sample, anchors: Sequence[Anchored]) -> Outcome:
     return Outcome(sample=sample, status=missing.status, reason=where + missing.reason)
 
 
-def _read(recipe: Recipe, source: Source, job: Outcome) -> Outcome:
+def _read(recipe: Recipe, source: Source, arrays: Mapping[str, ArrayLayout], job: Outcome) -> Outcome:
     """Fill in the chips; a sample whose anchors or required modalities have no valid pixel is rejected."""
     defs = recipe.modality_defs
     asked = {key: choice for key, choice in job.choices.items() if not defs[choice.modality].is_derived}
@@ -338,7 +340,8 @@ def _read(recipe: Recipe, source: Source, job: Outcome) -> Outcome:
         return Outcome(
             sample=job.sample, status="rejected", reason=reason, anchor_time=job.anchor_time, choices=choices
         )
-    return replace(job, choices=choices, chips=chips)
+    stored = {key: packed(chip, arrays[choices[key].modality]) for key, chip in chips.items()}
+    return replace(job, choices=choices, chips=stored)
 
 
 def missing_chips(recipe: Recipe, choices: Mapping[str, Choice], chips: Iterable[str]) -> list[str]:
