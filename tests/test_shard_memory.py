@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from mmbuild.choose import Choice, Sample, Scene
 from mmbuild.plan import locate, samples_of
@@ -73,3 +77,22 @@ def test_a_shard_waits_for_its_slowest_sample_in_less_memory_than_its_pixels(tmp
     assert [outcome.status for outcome in outcomes.values()] == ["stored"] * SAMPLES
     assert raw > 36e6
     assert peak < raw / 2
+
+
+HEAPS = """
+import threading
+from mmbuild.shard import chip_readers
+wait = threading.Barrier(33)
+with chip_readers() as readers:
+    kept = [readers.submit(lambda: (bytearray(60_000), wait.wait())) for _ in range(32)]
+    wait.wait()
+    # glibc lays each heap of its threads out in a region of 64 MiB, aligned to its size.
+    starts = [int(line.split("-")[0], 16) for line in open("/proc/self/maps") if " rw-p " in line and "/" not in line]
+print(sum(start % 2**26 == 0 for start in starts))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives threads heaps of their own")
+def test_threads_that_read_chips_share_two_heaps() -> None:
+    told = subprocess.run([sys.executable, "-c", HEAPS], capture_output=True, text=True, check=True)
+    assert int(told.stdout) <= 2
