@@ -10,6 +10,7 @@ place, so no cache helps twice. Each worker is a process with a sandbox of its o
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import time
 from collections.abc import Sequence
@@ -90,7 +91,9 @@ def work(samples: Sequence[Sample]) -> Timing:
     timing.wall_s, timing.cpu_s = time.perf_counter() - wall, time.process_time() - cpu
     stored = [outcome for outcome in outcomes.values() if outcome.status == "stored"]
     timing.stored = len(stored)
-    timing.raw_bytes = sum(chip.nbytes for outcome in stored for chip in outcome.chips.values())
+    arrays = layouts(recipe)
+    chips = [arrays[outcome.choices[key].modality] for outcome in stored for key in outcome.chips]
+    timing.raw_bytes = sum(math.prod(array.chip) * array.modality.np_dtype.itemsize for array in chips)
     timing.requests = source.usage.requests - before
     return timing
 
