@@ -33,6 +33,11 @@ from mmbuild.sandbox.values import (
 NO: Any = object()
 
 
+def converts(argument: Argument) -> bool:
+    """Whether values of the argument's type are converted or checked at all."""
+    return argument.kind in _CONVERSIONS
+
+
 def coerce(value: Any, argument: Argument, algorithm: str) -> Any:
     """The value as the argument's type; None stays None."""
     convert = _CONVERSIONS.get(argument.kind)

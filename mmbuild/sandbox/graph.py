@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from mmbuild.sandbox.assets import Dataset, ImageInfo, World
-from mmbuild.sandbox.coerce import coerce
+from mmbuild.sandbox.coerce import coerce, converts
 from mmbuild.sandbox.images import Image, stored_image
 from mmbuild.sandbox.raster import Reader
-from mmbuild.sandbox.signatures import REQUIRED, Signature, signatures
+from mmbuild.sandbox.signatures import REQUIRED, Argument, Signature, signatures
 from mmbuild.sandbox.values import EarthEngineError, Function
 
 Implementation = Callable[..., Any]
@@ -233,19 +233,26 @@ def invoke(context: Context, name: str, given: Mapping[str, Any]) -> Any:
 def _arguments(signature: Signature, given: Mapping[str, Any]) -> dict[str, Any]:
     if not given.keys() <= signature.names:
         raise EarthEngineError(f"{signature.name}: Unrecognized arguments {sorted(given.keys() - signature.names)}.")
-    lazies = LAZY.get(signature.name, ())
     arguments: dict[str, Any] = {}
-    for argument in signature.arguments:
-        name = argument.name
+    for name, keyword, argument, is_lazy, is_converted in _parameters(signature.name):
         value = given.get(name)
         if value is None:
             value = argument.default
             if value is REQUIRED:
                 raise EarthEngineError(f"{signature.name}: Parameter '{name}' is required and may not be null.")
-        if value is not None and not (name in lazies and callable(value)):
+        if is_converted and value is not None and not (is_lazy and callable(value)):
             value = coerce(value, argument, signature.name)
-        arguments[KEYWORDS.get(name, name)] = value
+        arguments[keyword] = value
     return arguments
+
+
+@cache
+def _parameters(name: str) -> tuple[tuple[str, str, Argument, bool, bool], ...]:
+    """Of an algorithm: (argument, Python parameter, what is known of it, may stay uncomputed, is converted) each."""
+    return tuple(
+        (own.name, parameter(own.name), own, own.name in LAZY.get(name, ()), converts(own))
+        for own in signatures()[name].arguments
+    )
 
 
 def parameter(name: str) -> str:

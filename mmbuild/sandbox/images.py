@@ -70,12 +70,12 @@ class Image:
         """The same image with these properties over its own; what is worked out when it is read stays so."""
         if isinstance(self.properties, ChainMap):
             top, *below = self.properties.maps
-            return replace(self, properties=ChainMap({**top, **properties}, *below))
-        return replace(self, properties={**self.properties, **properties})
+            return Image(self.bands, ChainMap({**top, **properties}, *below), self.id, self.footprint)
+        return Image(self.bands, {**self.properties, **properties}, self.id, self.footprint)
 
     def with_bands(self, bands: Sequence[Band]) -> Image:
         """The same metadata, id included, and footprint over other bands (geedim finds its masks by that id)."""
-        return replace(self, bands=tuple(bands))
+        return Image(tuple(bands), self.properties, self.id, self.footprint)
 
     def band(self, name: str) -> Band | None:
         place = next((i for i, own in enumerate(self.names) if own == name), None)
