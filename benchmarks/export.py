@@ -25,7 +25,8 @@ from mmbuild.cube import Corpus
 from mmbuild.export import Options, export_corpus
 from mmbuild.grid import MERCATOR_EDGE_M, tile_bounds, tile_grid, utm_grid
 from mmbuild.importers import Foreign, Sample, Seen, pack, places_of
-from mmbuild.modality import Modality, load_modalities
+from mmbuild.modality import Modality
+from mmbuild.registry import load_modalities
 
 DISK_BYTES = 512 * 2**20
 SEASONS = {"kind": "seasons", "dates": ["2020-12-21", "2021-03-20", "2021-06-21", "2021-09-22"], "max_days": 15.0}

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from mmbuild.cube import Corpus, open_corpus
     from mmbuild.export import export_corpus
     from mmbuild.importers import import_corpus
-    from mmbuild.modality import Modality, load_modalities
+    from mmbuild.modality import Modality
     from mmbuild.recipe import Recipe, load_recipe
+    from mmbuild.registry import load_modalities
     from mmbuild.stream.dataset import Mixture, Samples
     from mmbuild.stream.loader import Loader
     from mmbuild.taster import cut_taster
@@ -30,7 +31,7 @@ _HOMES = {
     "Mixture": "mmbuild.stream.dataset",
     "Samples": "mmbuild.stream.dataset",
     "Modality": "mmbuild.modality",
-    "load_modalities": "mmbuild.modality",
+    "load_modalities": "mmbuild.registry",
     "Recipe": "mmbuild.recipe",
     "load_recipe": "mmbuild.recipe",
 }

@@ -14,7 +14,8 @@ import numpy as np
 import shapely
 import yaml
 
-from mmbuild.modality import Modality, load_modalities
+from mmbuild.modality import Modality
+from mmbuild.registry import load_modalities
 from mmbuild.sandbox.earth import Earth
 from tests.earth_truth import Native, climate, closeness, displacement_m, expected, modes, natives
 from tests.truth import as_stored, differing, in_bands, record_rows, stored_chip

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmbuild.modality import BUILT_IN, load_modality
+from mmbuild.registry import BUILT_IN, load_modality
 from mmbuild.stream.transforms import Field
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"

@@ -13,7 +13,8 @@ import numpy as np
 from mmbuild.cube import Corpus
 from mmbuild.grid import tile_grid, utm_grid
 from mmbuild.importers import Foreign, Sample, Seen, pack, places_of
-from mmbuild.modality import Modality, load_modalities
+from mmbuild.modality import Modality
+from mmbuild.registry import load_modalities
 
 START = datetime(2019, 11, 5, 10, 31, 12, tzinfo=UTC)
 MMEARTH = (

@@ -23,9 +23,9 @@ from referencing import Registry, Resource
 
 from mmbuild.catalog import build_collection, build_items, item_dict, read_items, tag_column, write_catalog
 from mmbuild.cube import Corpus, open_corpus
-from mmbuild.modality import load_modalities
 from mmbuild.recipe import recipe_from_resolved
 from mmbuild.records import write_record
+from mmbuild.registry import load_modalities
 from mmbuild.store.local import LocalStore
 
 # One of each way to get a date: scene, companion, composite of a year and of months, static, derived from the sample.

@@ -10,8 +10,8 @@ import pytest
 from mmbuild import anchors, choose
 from mmbuild.choose import Anchored, Choice, Sample, Scene
 from mmbuild.errors import UserError
-from mmbuild.modality import load_modalities
 from mmbuild.recipe import Recipe, load_recipe
+from mmbuild.registry import load_modalities
 from mmbuild.sources import Ask, SourceSpec
 from mmbuild.sources.earthengine import EarthEngine
 from tests.test_choose import sample as at

@@ -13,7 +13,7 @@ import zarr
 
 from mmbuild.cube import CUBE, ArrayLayout, chip_digest, layouts, pack_shard
 from mmbuild.errors import IntegrityError
-from mmbuild.modality import load_modalities
+from mmbuild.registry import load_modalities
 from mmbuild.store import Store, open_store
 from mmbuild.tree import write_tree
 

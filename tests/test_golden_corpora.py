@@ -14,7 +14,7 @@ from mmbuild import published
 from mmbuild.foreign.pictures import load_triple
 from mmbuild.foreign.recode import load_layout, recoders
 from mmbuild.grid import tile_grid
-from mmbuild.modality import load_modalities
+from mmbuild.registry import load_modalities
 
 SHARED = Path(__file__).parents[2] / "shared"
 TABLE = SHARED / "facts/data/mmearth_ecoregions.csv"

@@ -27,6 +27,7 @@ LAYERS = (
     {"yamlfile", "store", "times", "published"},
     {"explain", "grid", "records"},
     {"modality"},
+    {"registry"},
     {"recipe", "throttle"},
     {"choose", "governor"},
     {"align", "anchors", "cube", "samplers", "sandbox"},

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from mmbuild.errors import UserError
-from mmbuild.modality import BUILT_IN, Modality, load_modalities, load_modality
+from mmbuild.modality import Modality
+from mmbuild.registry import BUILT_IN, load_modalities, load_modality
 
 KNOWN = load_modalities()
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -19,8 +19,8 @@ from rasterio.warp import transform_bounds
 
 from mmbuild.errors import UserError
 from mmbuild.grid import utm_grid
-from mmbuild.modality import load_modalities
 from mmbuild.recipe import Recipe, UtmGrid, known_recipes, load_recipe, recipe_from_resolved
+from mmbuild.registry import load_modalities
 from tests.recipe_faults import (
     NOT_A_RECIPE,
     Fault,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mmbuild.modality import load_modalities
 from mmbuild.recipe import known_recipes, load_recipe
+from mmbuild.registry import load_modalities
 
 REPO = Path(__file__).parents[1]
 RECIPES = sorted((REPO / "recipes").glob("*.yaml"))

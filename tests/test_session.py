@@ -23,7 +23,7 @@ from mmbuild import throttle
 from mmbuild.choose import Choice, Sample, Scene
 from mmbuild.errors import QuotaStop, SourceError, UserError
 from mmbuild.grid import utm_epsg, utm_grid
-from mmbuild.modality import load_modalities
+from mmbuild.registry import load_modalities
 from mmbuild.sandbox.earth import Earth
 from mmbuild.sandbox.fault_kinds import KINDS
 from mmbuild.sandbox.faults import read_faults

@@ -19,8 +19,9 @@ from rasterio.crs import CRS
 from mmbuild.choose import Choice, Sample, Scene
 from mmbuild.errors import SourceError, UserError
 from mmbuild.grid import utm_epsg, utm_grid
-from mmbuild.modality import Clear, Modality, load_modalities
+from mmbuild.modality import Clear, Modality
 from mmbuild.recipe import load_recipe
+from mmbuild.registry import load_modalities
 from mmbuild.sources import Ask, SourceSpec, open_source
 from mmbuild.sources.stac import Stac
 from mmbuild.sources.stac.assets import GDAL_OPTIONS, path_of

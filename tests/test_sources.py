@@ -22,7 +22,8 @@ import shapely
 from mmbuild.choose import Choice, Sample, Scene
 from mmbuild.errors import QuotaStop, SourceError, UserError
 from mmbuild.grid import utm_epsg, utm_grid
-from mmbuild.modality import Modality, load_modalities
+from mmbuild.modality import Modality
+from mmbuild.registry import load_modalities
 from mmbuild.sandbox.assets import World
 from mmbuild.sandbox.earth import Earth
 from mmbuild.sandbox.rest import Answer, Sandbox

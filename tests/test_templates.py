@@ -13,7 +13,7 @@ import pytest
 
 from mmbuild.choose import Choice, Sample, Scene
 from mmbuild.grid import to_earthengine, utm_epsg, utm_grid
-from mmbuild.modality import load_modalities
+from mmbuild.registry import load_modalities
 from mmbuild.sandbox import offline_transport
 from mmbuild.sources import SourceSpec
 from mmbuild.sources.earthengine import EarthEngine

@@ -13,8 +13,8 @@ from affine import Affine
 from pyproj import Transformer
 
 from mmbuild.build import build_corpus
-from mmbuild.modality import load_modality
 from mmbuild.recipe import load_recipe
+from mmbuild.registry import load_modality
 from mmbuild.sandbox.earth import Earth
 from mmbuild.sources import SourceSpec
 from mmbuild.sources.earthengine.session import connect

@@ -5,7 +5,6 @@ It knows object stores of its own kind only, so a downloader of whole files by p
 
 from __future__ import annotations
 
-import functools
 import os
 import pickle
 import tempfile
@@ -17,6 +16,7 @@ import litdata
 from common import Options, Sample, collate, run, source
 from litdata.streaming.downloader import Downloader, register_downloader
 from litdata.streaming.resolver import Dir
+from litdata_raw import write_chunks
 from numcodecs import blosc
 from packing import packed, unpack
 
@@ -54,11 +54,7 @@ def batches(given: Options) -> Any:
 
 
 def write(folder: Path, store: Path, _: Options) -> None:
-    n = len(next(iter(source(folder).values())))
-    litdata.optimize(
-        functools.partial(sample, folder=str(folder)), list(range(n)), str(store / "chunks"), chunk_bytes="64MB",
-        num_workers=2,
-    )  # fmt: skip
+    write_chunks(sample, folder, store)
 
 
 if __name__ == "__main__":

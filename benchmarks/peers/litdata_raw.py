@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,16 @@ def batches(given: Options) -> Any:
     return litdata.StreamingDataLoader(data, batch_size=given.batch, num_workers=given.workers, collate_fn=collate)
 
 
-def write(folder: Path, store: Path, _: Options) -> None:
+def write_chunks(sample: Callable[..., dict[str, Any]], folder: Path, store: Path) -> None:
     n = len(next(iter(source(folder).values())))
     litdata.optimize(
         functools.partial(sample, folder=str(folder)), list(range(n)), str(store / "chunks"), chunk_bytes="64MB",
         num_workers=2,
     )  # fmt: skip
+
+
+def write(folder: Path, store: Path, _: Options) -> None:
+    write_chunks(sample, folder, store)
 
 
 if __name__ == "__main__":

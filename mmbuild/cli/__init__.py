@@ -71,7 +71,7 @@ def main() -> None:
 @app.command()
 def modalities(as_json: JsonOption = False) -> None:
     """List the modalities mmbuild knows."""
-    from mmbuild.modality import load_modalities
+    from mmbuild.registry import load_modalities
 
     known = load_modalities()
     if as_json:

@@ -13,7 +13,8 @@ from pydantic import Field
 
 from mmbuild.explain import validate
 from mmbuild.foreign.recode import FOLDER, Strict
-from mmbuild.modality import Modality, load_modalities
+from mmbuild.modality import Modality
+from mmbuild.registry import load_modalities
 from mmbuild.yamlfile import read_yaml
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -21,7 +21,8 @@ import numpy as np
 from mmbuild.errors import UserError
 from mmbuild.foreign.recode import Layout, Recoder, load_layout, recoders
 from mmbuild.importers import Foreign, Sample, Seen
-from mmbuild.modality import Modality, load_modalities
+from mmbuild.modality import Modality
+from mmbuild.registry import load_modalities
 
 if TYPE_CHECKING:
     import pandas as pd

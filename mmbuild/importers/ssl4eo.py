@@ -18,7 +18,8 @@ from mmbuild.foreign.recode import Recoder
 from mmbuild.foreign.season_zips import Location, Zips, as_datetime, times_of
 from mmbuild.foreign.seasons import Array, Seasons, load_seasons
 from mmbuild.importers import Foreign, Sample, Seen, places_of
-from mmbuild.modality import Modality, load_modalities
+from mmbuild.modality import Modality
+from mmbuild.registry import load_modalities
 
 _SYNTHETIC = {"yes": True, "no": False}
 _NOT_SAID = {"synthetic": "the files do not say"}

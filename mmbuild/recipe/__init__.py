@@ -12,7 +12,7 @@ from typing import Any
 
 from mmbuild.errors import UserError
 from mmbuild.explain import Problem, as_user_error, suggest, validate
-from mmbuild.modality import Modality, load_modalities
+from mmbuild.modality import Modality
 from mmbuild.recipe import quirks
 from mmbuild.recipe.checks import check_files, check_modalities, check_together
 from mmbuild.recipe.dates import Months, Seasons
@@ -29,6 +29,7 @@ from mmbuild.recipe.models import (
     named_source,
 )
 from mmbuild.recipe.places import AreaSampler, BiomeSampler, CitiesSampler, PointsSampler, XyzSampler
+from mmbuild.registry import load_modalities
 from mmbuild.yamlfile import Document, Key, merge, parse_value, read_yaml
 
 __all__ = [
