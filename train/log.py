@@ -217,7 +217,7 @@ def draw_curve(rows: list[dict[str, float]], path: Path, *, title: str) -> None:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     right.set_prop_cycle(color=colormaps["tab20"].colors)
     steps = [row["step"] for row in rows]
@@ -229,8 +229,9 @@ def draw_curve(rows: list[dict[str, float]], path: Path, *, title: str) -> None:
         looks = [(row["step"], row[VALIDATION + name]) for row in rows if VALIDATION + name in row]
         looks = [(step, loss) for step, loss in looks if not math.isnan(loss)]
         right.plot(*zip(*looks, strict=True) if looks else ([], []), color=line.get_color(), linestyle="--", marker=".")
-    right.set(title="per task (dashed: validation)", xlabel="step", ylabel="mean loss")
-    right.legend(fontsize=7, ncols=2)
+    dashed = any(key.startswith(VALIDATION) for key in rows[0])
+    right.set(title="per task (dashed: validation)" if dashed else "per task", xlabel="step", ylabel="mean loss")
+    figure.legend(loc="outside right upper", fontsize=7)
     figure.savefig(path, dpi=120)
 
 
