@@ -39,7 +39,6 @@ class Cache:
             raise UserError(f"cannot be made: {error.strerror}", str(folder), "name another folder") from error
         self._written = 0
         self._lock = threading.Lock()
-        self.hits = self.misses = 0
 
     def __reduce__(self) -> tuple[object, ...]:
         return (Cache, (self.folder, self.limit_bytes))
@@ -50,16 +49,13 @@ class Cache:
         try:
             data = path.read_bytes()
         except FileNotFoundError:
-            self.misses += 1
             return None
         body = data[:-4]
         if len(data) < 4 or struct.pack("<I", google_crc32c.value(body)) != data[-4:]:
             path.unlink(missing_ok=True)
-            self.misses += 1
             return None
         with contextlib.suppress(FileNotFoundError):  # swept a moment ago
             os.utime(path)
-        self.hits += 1
         return body
 
     def put(self, name: str, data: bytes) -> None:
