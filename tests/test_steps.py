@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import xarray as xr
+from lightning_fabric import Fabric
 
 from benchmarks.remote import range_server
 from mmbuild.cube import Corpus, open_corpus
@@ -23,6 +24,10 @@ from mmbuild.stream.dataset import Samples
 from mmbuild.stream.loader import Loader
 from mmbuild.times import as_utc
 from tests.corpora import build_small, snapshot
+from train.config import load_config
+from train.validate import Validation
+
+REPO = Path(__file__).parents[1]
 
 STEPS = 4
 NAMES = ["sentinel2_l2a", "sentinel2_scl", "sentinel1_asc", "era5", "month", "esa_worldcover", "biome"]
@@ -265,3 +270,16 @@ def test_on_a_web_server_too_in_blocks_and_by_index(corpus: Corpus) -> None:
 def test_a_step_that_there_is_not_is_refused(corpus: Corpus, time: Any, text: str) -> None:
     with pytest.raises(UserError, match=text):
         Loader(corpus, batch_size=1, time=time)
+
+
+def test_a_look_at_a_model_that_sees_one_step_loads_the_first_alone(corpus: Corpus) -> None:
+    name = "sentinel2_l2a"
+    changes = ["view.time=random", f"model.crop={corpus.shape(name)[-1]}", "validate_every=1"]
+    config = load_config(REPO / "train" / "configs" / "tiny.yaml", changes)
+    one_process = Fabric(accelerator="cpu", devices=1)
+    seen = Validation(corpus, config, [name], batch=8, fabric=one_process, split="train")
+    truth = Loader(corpus, split="train", modalities=[name], batch_size=8, shuffle=False)
+    for ours, whole in zip(seen.batches(), truth, strict=True):
+        assert ours["id"] == whole["id"]
+        np.testing.assert_array_equal(ours[name], whole[name][:, 0])
+    assert seen._loader.meter.chunks * STEPS >= truth.meter.chunks > seen._loader.meter.chunks

@@ -1,4 +1,4 @@
-"""What a model sees of a batch, against closed forms and PyTorch: windows, moments, scaling, mixtures."""
+"""What a model sees of a batch, against closed forms and PyTorch: windows, scaling, mixtures."""
 
 from __future__ import annotations
 
@@ -26,47 +26,41 @@ def field(name: str, *shape: int) -> Field:
     )  # fmt: skip
 
 
-FINE, COARSE, COVER = field("optic_a", 3, 2, SIDE, SIDE), field("radar", 3, 2, 12, 12), field("cover", 1, 1, 6, 6)
+FINE, COARSE, COVER = field("optic_a", 1, 2, SIDE, SIDE), field("radar", 1, 2, 12, 12), field("cover", 1, 1, 6, 6)
 CLIMATE = field("climate", 1, 3)
 
 
-def ramp(side: int, steps: int, count: int) -> torch.Tensor:
-    """(B, T, 2, y, x): metres east and north of the chip's corner, plus 1000 a time step and 10,000 a sample."""
+def ramp(side: int, count: int) -> torch.Tensor:
+    """(B, 2, y, x): metres east and north of the chip's corner, plus 10,000 a sample."""
     at = (torch.arange(side) + 0.5) * (SIDE / side)
     plane = torch.stack([at[None, :].expand(side, side), at[:, None].expand(side, side)])
-    time = torch.arange(steps)[:, None, None, None] * 1000.0
-    return plane + time + torch.arange(count)[:, None, None, None, None] * 10_000.0
+    return plane + torch.arange(count)[:, None, None, None] * 10_000.0
 
 
 def batch(count: int = 6) -> dict[str, Any]:
     made: dict[str, Any] = {"id": [f"{i:06d}" for i in range(count)], "epoch": 2}
     for one in (FINE, COARSE):
-        made[one.name] = ramp(one.shape[-1], 3, count)
+        made[one.name] = ramp(one.shape[-1], count)
         made[f"{one.name}_mask"] = torch.ones_like(made[one.name], dtype=torch.bool)
-        made[f"{one.name}_time"] = torch.arange(3).expand(count, 3)
     return made
 
 
-def test_window_and_moment_are_the_same_ground_and_time_in_all_modalities() -> None:
-    """Enlarged linear fields stay exact, so that both modalities tell one place, size and time of each sample."""
-    view = Viewer(View(window=[8, 12], time="random"), (FINE, COARSE), side=16, seed=5)
+def test_a_window_is_the_same_ground_in_all_modalities() -> None:
+    """Enlarged linear fields stay exact, so that both modalities tell one place and size of each sample."""
+    view = Viewer(View(window=[8, 12]), (FINE, COARSE), side=16, seed=5)
     assert [one.shape for one in view.fields] == [(1, 2, 16, 16), (1, 2, 8, 8)]
     seen = view(batch())
     fine, coarse = seen["optic_a"], seen["radar"]
     assert (fine.shape, coarse.shape) == ((6, 2, 16, 16), (6, 2, 8, 8))
     inner = F.avg_pool2d(fine, 2)[:, :, 2:-2, 2:-2]
     torch.testing.assert_close(inner, coarse[:, :, 2:-2, 2:-2], atol=0.02, rtol=0)
-    moments = (fine[:, 0, 8, 8] % 10_000 // 1000).long()
-    assert torch.equal(moments, seen["optic_a_time"])
-    assert torch.equal(moments, seen["radar_time"])
-    assert len(set(moments.tolist())) > 1
     sides = fine[:, 0, 8, 9] - fine[:, 0, 8, 8]
     assert ((sides * 16 > 7.9) & (sides * 16 < 12.1)).all()
     assert sides.unique().numel() > 1
 
 
 def test_a_view_is_a_function_of_seed_epoch_and_sample_whatever_the_batch() -> None:
-    view = Viewer(View(window=[8, 20], time="random"), (FINE, COARSE), side=16, seed=5)
+    view = Viewer(View(window=[8, 20]), (FINE, COARSE), side=16, seed=5)
     whole, part = view(batch()), batch()
     part = {k: v[2:4] if k != "epoch" else v for k, v in part.items()}
     torch.testing.assert_close(view(part)["optic_a"], whole["optic_a"][2:4])
@@ -143,9 +137,9 @@ def test_mixtures_follow_the_beta_distribution() -> None:
 
 
 def test_a_still_view_draws_nothing() -> None:
-    still = Viewer(View(window=[8, 20], time="random", mixup=0.3), (FINE, COARSE), side=16, seed=5, still=True)
+    still = Viewer(View(window=[8, 20], mixup=0.3), (FINE, COARSE), side=16, seed=5, still=True)
     seen = still(batch())
-    assert torch.equal(seen["optic_a"], batch()["optic_a"][:, 0])
+    assert torch.equal(seen["optic_a"], batch()["optic_a"])
 
 
 def test_a_still_view_asks_nothing_of_windows_and_mixtures_that_it_does_not_draw() -> None:

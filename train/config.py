@@ -66,6 +66,11 @@ class View(_Strict):
     mixup: float | None = Field(None, gt=0, le=10, description="alpha of mixup between neighbours in a batch")
     time: Literal["all", "random"] = Field("all", description="all time steps, or a random one of each sample")
 
+    @property
+    def still_time(self) -> Literal["all", 0]:
+        """What to load where nothing is drawn: the first time step for a model that sees one."""
+        return 0 if self.time == "random" else "all"
+
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.window and not 1 <= self.window[0] <= self.window[1]:

@@ -89,7 +89,9 @@ def _loader(found: Checkpoint, corpus: Corpus, labels: Sequence[str]) -> Loader:
     sources = found.about["inputs"]
     wanted = dict.fromkeys(map(modality_of, labels))
     names = [*(one["name"] for one in sources), *(name for name in wanted if name in corpus.modalities)]
+    config = read_dumped(found.config)
     options: dict[str, Any] = {"split": None, "modalities": names, "batch_size": BATCH, "shuffle": False}
+    options["time"] = config.view.still_time
     loader = Loader(corpus, **options)
     for field, source in zip(loader.fields, sources, strict=False):
         if list(field.bands) != source["bands"]:
@@ -98,7 +100,7 @@ def _loader(found: Checkpoint, corpus: Corpus, labels: Sequence[str]) -> Loader:
             raise UserError(f"{reason}, here they are {', '.join(field.bands)}", corpus.store.url, fix)
     if all(field.shape[-1] % source["patch"] == 0 for field, source in zip(loader.fields, sources, strict=False)):
         return loader
-    return Loader(corpus, **options, crop=read_dumped(found.config).model.crop)
+    return Loader(corpus, **options, crop=config.model.crop)
 
 
 def _catalogue(corpus: Corpus) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:

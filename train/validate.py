@@ -33,7 +33,8 @@ class Validation:
         self._fabric, self.every = fabric, config.validate_every
         self._loader = Loader(
             corpus, split=split, modalities=names, batch_size=batch, shuffle=False, rank=fabric.global_rank,
-            world_size=fabric.world_size, crop=config.model.crop, threads=config.threads, device=fabric.device,
+            world_size=fabric.world_size, crop=config.model.crop, time=config.view.still_time, threads=config.threads,
+            device=fabric.device,
         )  # fmt: skip
         self._view = Viewer(config.view, self._loader.fields, side=config.model.crop, seed=config.seed, still=True)
 

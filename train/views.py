@@ -1,8 +1,9 @@
-"""What a model gets to see of a loaded batch: one moment, a window resized, values rescaled, samples mixed.
+"""What a model gets to see of a loaded batch: a window resized, values rescaled, samples mixed.
 
 Everything is the same for all modalities of a sample and a function of (seed, epoch, sample id); only a sample's
 partner in a mixture depends on the batch: neighbours of the epoch's order are mixed, so that batches cut at even places
-give the same mixtures on any number of devices. Flips, turns and windows that are not resized are the loader's.
+give the same mixtures on any number of devices. Time steps, flips, turns and windows that are not resized are the
+loader's.
 
 Shapes: B samples, T times, C bands, y x pixels.
 """
@@ -45,7 +46,7 @@ class Viewer:
     """Turns batches of a loader into what a model sees; ``fields`` says what that looks like.
 
     fields: those of the loader. side: pixels of the finest modality after a resize. still: for features of whole
-    samples: the first time step, values rescaled, and nothing that is drawn.
+    samples: values rescaled, and nothing that is drawn.
     """
 
     def __init__(
@@ -83,8 +84,6 @@ class Viewer:
 
     def _seen(self, field: Field) -> Field:
         shape = field.shape
-        if self.view.time == "random":
-            shape = (1, *shape[1:])
         if self.view.window and field.is_pixel and not self.still:
             side = self._side * shape[-1] // self._finest
             shape = (*shape[:-2], side, side)
@@ -94,8 +93,6 @@ class Viewer:
         """The batch as the model sees it; the given one stays as it is."""
         seen = dict(batch)
         draws = self._draws(batch)
-        if self.view.time == "random":
-            self._choose_times(seen, draws)
         if self.view.window and not self.still:
             self._resize(seen, self._windows(draws))
         if self.view.scaling == "satmae":
@@ -112,23 +109,12 @@ class Viewer:
         rows = [sample_draws(_PURPOSE, seed=self.seed, epoch=epoch, sample_id=one) for one in batch["id"]]
         return np.stack(rows) if rows else np.zeros((0, 8), dtype=np.uint64)
 
-    def _choose_times(self, seen: dict[str, Any], draws: np.ndarray) -> None:
-        """One step of every entry that has several: the same draw for all of a sample."""
-        for field in self._loaded:
-            steps = field.shape[0]
-            if steps == 1:
-                continue
-            chosen = torch.from_numpy((draws[:, 0] % np.uint64(steps)).astype(np.int64))
-            for key in (field.name, f"{field.name}_mask", f"{field.name}_time"):
-                rows = torch.arange(len(chosen), device=seen[key].device)
-                seen[key] = seen[key][rows, chosen.to(seen[key].device)]
-
     def _windows(self, draws: np.ndarray) -> Window:
         assert self.view.window is not None
         low, high = self.view.window
-        sides = low + (draws[:, 1] % np.uint64(high - low + 1)).astype(np.int64)
+        sides = low + (draws[:, 0] % np.uint64(high - low + 1)).astype(np.int64)
         room = (self._finest - sides + 1).astype(np.uint64)
-        rows, cols = ((draws[:, k] % room).astype(np.float64) / self._finest for k in (2, 3))
+        rows, cols = ((draws[:, k] % room).astype(np.float64) / self._finest for k in (1, 2))
         return Window(rows=rows, cols=cols, sides=sides / self._finest)
 
     def _resize(self, seen: dict[str, Any], window: Window) -> None:
@@ -168,7 +154,7 @@ def _betas(draws: np.ndarray, alpha: float) -> np.ndarray:
     """(B,) draws of Beta(alpha, alpha), by its quantile function: whole-number keys, no random state."""
     from scipy.special import betaincinv
 
-    shares: np.ndarray = betaincinv(alpha, alpha, (draws[:, 4].astype(np.float64) + 0.5) / _MAX_DRAW)
+    shares: np.ndarray = betaincinv(alpha, alpha, (draws[:, 3].astype(np.float64) + 0.5) / _MAX_DRAW)
     return shares
 
 

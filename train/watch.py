@@ -43,7 +43,7 @@ class Watch:
             names = [*inputs, settings.label]
             return lambda: Loader(
                 corpus, split=split, modalities=names, batch_size=BATCH, shuffle=False, crop=crop, device=device,
-                time=0 if view.time == "random" else "all",
+                time=view.still_time,
             )  # fmt: skip
 
         self._loaders = {split: make(split) for split in SPLITS}
