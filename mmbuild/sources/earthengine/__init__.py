@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import chain, groupby
@@ -104,7 +105,7 @@ class EarthEngine:
         queries: dict[str, Any] = {}
         for number, ask in enumerate(asks):
             block = self.blocks[ask.modality.name]
-            if block.collection is None:
+            if block.collection is None or self._told_by(ask, asks):
                 continue
             images = expressions.candidates(block, region, ask, place, number)
             if ask.modality.time == "months":
@@ -117,11 +118,20 @@ class EarthEngine:
                 queries[str(number)] = expressions.table(images, block, ask.modality)
         return ee.Dictionary(queries)
 
+    def _told_by(self, ask: Ask, asks: Sequence[Ask]) -> set[str]:
+        """The modalities whose answer tells the images of this one too: part of the same images, which they choose."""
+        name, own = ask.modality.same_scene_as, self.blocks[ask.modality.name]
+        hosts = [other.modality for other in asks if name and name in (other.modality.name, other.modality.alias)]
+        is_told = all(own.is_part_of(self.blocks[m.name]) and m.same_scene_as is None for m in hosts)
+        return {modality.name for modality in hosts} if is_told else set()
+
     def _scenes(self, sample: Sample, asks: Sequence[Ask], answer: Mapping[str, Any]) -> list[Scene]:
         scenes: list[Scene] = []
-        for position, ask in enumerate(asks):
+        for position, ask in sorted(enumerate(asks), key=lambda numbered: bool(numbered[1].modality.same_scene_as)):
             block, name = self.blocks[ask.modality.name], ask.modality.name
-            if block.collection is None:
+            if told_by := self._told_by(ask, asks):
+                scenes += [_of_host(scene, ask.modality, block) for scene in scenes if scene.modality in told_by]
+            elif block.collection is None:
                 images = sorted(block.images(ask.modality))
                 scenes += [Scene(slot=sample.slot, modality=name, scene_id=image, time=None) for image in images]
             elif ask.modality.time == "months":
@@ -332,6 +342,11 @@ def _scene(slot: int, name: str, collection: str, row: Mapping[str, Any]) -> Sce
         cloud=None if row.get("cloud", expressions.UNKNOWN_CLOUD) == expressions.UNKNOWN_CLOUD else float(row["cloud"]),
         bands=tuple(row["bands"]) if "bands" in row else None,
     )
+
+
+def _of_host(scene: Scene, modality: Modality, block: Block) -> Scene:
+    """An image that another modality was found in, as one of this modality."""
+    return replace(scene, modality=modality.name, cloud=None, bands=scene.bands if block.optional_bands else None)
 
 
 def _month_scenes(slot: int, name: str, collection: str, values: Mapping[str, float | None]) -> list[Scene]:

@@ -69,6 +69,11 @@ class Block(BaseModel):
         """Every asset that a modality is made of."""
         return self.images(modality) | ({self.collection} if self.collection else set())
 
+    def is_part_of(self, host: Block) -> bool:
+        """Whether the images of ``host``, as a search tells them, are those of this block too."""
+        same = (self.collection, self.where) == (host.collection, host.where)
+        return same and (host.optional_bands or not self.optional_bands)
+
     def columns(self, modality: Modality) -> list[str]:
         """What the search asks of each image: index, and time, crs, cloud, bands where they matter."""
         columns = ["index"]
