@@ -174,7 +174,8 @@ def matched(left: Image, right: Image) -> list[tuple[str, Band, Band]]:
 
 def _index_only(image: Image) -> dict[str, Any]:
     """What of an image's properties survives arithmetic."""
-    return {key: value for key, value in image.properties.items() if key == "system:index"}
+    index = image.get("system:index")
+    return {} if index is None else {"system:index": index}
 
 
 def _binary(context: Context, image1: Image, image2: Image, *, operation: Operation) -> Image:
