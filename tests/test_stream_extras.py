@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,11 @@ from torch.utils.data import DataLoader
 
 from benchmarks.remote import range_server
 from mmbuild.errors import IntegrityError, UserError
-from mmbuild.store import open_store
 from mmbuild.stream import order, transforms
 from mmbuild.stream.buffers import Blocks, Entry
-from mmbuild.stream.cache import Cache
 from mmbuild.stream.dataset import Mixture, Samples, collate
-from mmbuild.stream.loader import Batch, Loader
 from mmbuild.stream.reader import Reader
+from tests.batches import assert_same_samples, by_id, ids, make
 from tests.shards import GONE, MODALITIES, SLOTS, TinyCorpus, write_corpus
 
 
@@ -36,33 +33,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyCorpus:
 def copy(tmp_path: Path) -> TinyCorpus:
     """A corpus that a test may damage."""
     return write_corpus(tmp_path / "corpus")
-
-
-def make(corpus: TinyCorpus | str, **options: Any) -> Loader:
-    where = corpus if isinstance(corpus, str) else corpus.path
-    return Loader(where, **{"batch_size": 4, "prefetch": 1, **options})
-
-
-def ids(batches: Iterator[Batch] | list[Batch] | Loader) -> list[str]:
-    return [sample_id for batch in batches for sample_id in batch["id"]]
-
-
-def by_id(batches: Any) -> dict[str, dict[str, torch.Tensor]]:
-    """Every tensor of every sample."""
-    return {
-        sample_id: {k: v[i] for k, v in batch.items() if isinstance(v, torch.Tensor)}
-        for batch in batches
-        for i, sample_id in enumerate(batch["id"])
-    }
-
-
-def assert_same_samples(one: Any, two: Any) -> None:
-    first, second = by_id(one), by_id(two)
-    assert first.keys() == second.keys()
-    for sample_id, entries in first.items():
-        assert entries.keys() == second[sample_id].keys()
-        for key, value in entries.items():
-            torch.testing.assert_close(value, second[sample_id][key], rtol=0, atol=0, equal_nan=True, msg=key)
 
 
 # -- values: the fast way against its oracle
@@ -313,66 +283,6 @@ def test_its_damage_is_found_and_told_by_place(copy: TinyCorpus) -> None:
     path.write_bytes(data)
     with pytest.raises(IntegrityError, match=r"the index at the end of cube.*radar/data/c/0/0/0/0/0 is damaged"):
         make(copy)
-
-
-# -- servers and the cache
-
-
-@pytest.mark.parametrize("options", [{}, {"shuffle": "blocks", "block": 4, "window": 2}], ids=["random", "blocks"])
-@pytest.mark.parametrize("faults", [0.0, 0.25])
-def test_a_web_server_of_ranges_gives_the_same_samples_even_a_bad_one(
-    tiny: TinyCorpus, options: dict[str, Any], faults: float
-) -> None:
-    with range_server(tiny.path, latency_s=0.001, faults=faults) as url:
-        loader = make(url, **options)
-        assert_same_samples(loader, make(tiny))
-        assert_same_samples(loader, [*make(tiny)])
-
-
-def test_an_object_store_gives_the_same_samples(tiny: TinyCorpus, bucket_url: str) -> None:
-    store = open_store(bucket_url)
-    for path in tiny.path.rglob("*"):
-        if path.is_file():
-            store.put(path.relative_to(tiny.path).as_posix(), path.read_bytes())
-    assert_same_samples(make(bucket_url, shuffle="blocks", block=8), make(tiny))
-
-
-def test_what_was_read_once_comes_from_the_cache(tiny: TinyCorpus, tmp_path: Path) -> None:
-    with range_server(tiny.path, latency_s=0.0) as url:
-        options = {"cache": tmp_path / "cache", "shuffle": "blocks", "block": 8}
-        first = make(url, **options)
-        list(first)
-        asked = first._reader.requests
-        assert asked is not None
-        assert asked.requests > 0
-        second = make(url, **options)
-        assert_same_samples(second, make(tiny))
-        again = second._reader.requests
-        assert again is not None
-        assert again.requests < asked.requests / 2  # image-level tables are read past it
-
-
-def test_the_cache_keeps_its_limit_and_the_newest(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, limit_bytes=100_000)
-    for i in range(100):
-        cache.put(f"entry {i}", bytes([i]) * 5_000)
-    cache.sweep()
-    assert sum(p.stat().st_size for p in tmp_path.glob("*/*")) <= 100_000
-    assert cache.get("entry 99") == bytes([99]) * 5_000
-    assert cache.get("entry 0") is None
-
-
-def test_a_damaged_entry_of_the_cache_is_none(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, limit_bytes=100_000)
-    cache.put("entry", b"x" * 100)
-    path = next(tmp_path.glob("*/*"))
-    path.write_bytes(path.read_bytes()[:50])
-    assert cache.get("entry") is None
-    assert not path.exists()
-    (path.parent / "killed.1-1.partial").write_bytes(b"half")
-    assert cache.get("entry") is None
-    cache.put("entry", b"y")
-    assert cache.get("entry") == b"y"
 
 
 # -- random access, several corpora

@@ -6,6 +6,7 @@ Reading and decoding are the reader's, order and threads the loader's; here is w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -107,6 +108,10 @@ class Assembly:
     def loads(self, slots: np.ndarray) -> list[Callable[[], None]]:
         """What has to be read before the image-level values of these slots are there."""
         return [partial(table.load, some) for table in self._images.values() for some in table.unknown(slots)]
+
+    def asks(self, slots: np.ndarray) -> list[Future[None]]:
+        """The same on an object store, asked for at once: what is tiny waits for latency only."""
+        return [future for table in self._images.values() for future in table.ask(slots)]
 
     def begin(self, positions: np.ndarray, epoch: int) -> Parts:
         """Memory for a batch, with every place that no chip will fill marked as missing."""

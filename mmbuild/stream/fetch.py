@@ -84,6 +84,10 @@ class Requests:
         """Ask for a range; ``done`` gets the future in the thread that got it. stamp: the object's version."""
         self._pool.submit(self._get, key, start, length, stamp).add_done_callback(done)
 
+    def do(self, work: Callable[[], None]) -> Future[None]:
+        """Run something that gets ranges, among the other requests."""
+        return self._pool.submit(work)
+
     def get(self, key: str, start: int, length: int) -> Encoded:
         """Exactly ``length`` bytes from the store itself, past the cache."""
         for wait_s in RETRY_WAITS_S:

@@ -6,6 +6,9 @@ of a whole shard come in one request; from a folder those that a batch needs, so
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+from functools import partial
+
 import numpy as np
 
 from mmbuild.stream.index import ChipTable
@@ -27,6 +30,7 @@ class ImageTable:
         self._target = Target(table=table, data=data, missing=layout.modality.fill)
         self._known = np.zeros(reader.index.n_slots, bool)
         self._damaged: dict[int, tuple[Row, Exception]] = {}
+        self._asked: dict[int, Future[None]] = {}
 
     def unknown(self, slots: np.ndarray) -> list[np.ndarray]:
         """Which slots to load before ``take``, in groups that one call each reads."""
@@ -36,6 +40,20 @@ class ImageTable:
         per_shard, end = self.table.layout.samples_per_shard, self._reader.index.n_slots
         firsts = (np.unique(new // per_shard) * per_shard).tolist()
         return [np.arange(first, min(first + per_shard, end)) for first in firsts]
+
+    def ask(self, slots: np.ndarray) -> list[Future[None]]:
+        """On an object store: load what ``take`` needs, each shard once however many batches ask for it meanwhile."""
+        assert self._reader.requests is not None
+        futures = []
+        for some in self.unknown(slots):
+            first = int(some[0])
+            future = self._asked.get(first)
+            if future is None:
+                future = self._asked[first] = self._reader.requests.do(partial(self.load, some))
+                # An ended future keeps who waited for it, and so the memory of whole batches.
+                future.add_done_callback(partial(self._ended, first))
+            futures.append(future)
+        return futures
 
     def load(self, slots: np.ndarray) -> None:
         """Read the values of slots, on an object store of one shard's; a damaged one is told when it is asked for.
@@ -60,6 +78,9 @@ class ImageTable:
                     self._reader.damage(self._target, row, error)
                     stored[position, row[6]] = False
         return Chips(data=self._target.data[slots], stored=stored)
+
+    def _ended(self, first: int, _: Future[None]) -> None:
+        self._asked.pop(first, None)
 
     def _note(self, target: Target, row: Row, error: Exception) -> None:
         self._damaged[row[4]] = (row, error)

@@ -132,8 +132,13 @@ class Pipeline:
         self._planned.append(job)
         self._next += 1
         if self._remote:
+            loads = self._assembly.asks(step.slots)
             job.chunks = self._assembly.chunks(step.positions, self._epoch)
             self._ask(job, self._next - 1)
+            with job.lock:
+                job.pending += len(loads)
+            for load in loads:
+                load.add_done_callback(partial(self._loaded, job))
 
     def _ask(self, job: Job, number: int) -> None:
         """Ask for the bytes of a batch, or of what the rest of the epoch needs of its groups."""
@@ -150,7 +155,8 @@ class Pipeline:
             span = self._spans.pop((row[0], row[4], row[6]), None)
             if span is not None:
                 groups.setdefault(id(span), (span, []))[1].append(row)
-        job.pending += len(groups)
+        with job.lock:
+            job.pending += len(groups)
         for span, rows in groups.values():
             with span.lock:
                 if span.data is None and span.error is None:
@@ -200,6 +206,10 @@ class Pipeline:
         for job, rows in waiting:
             self._arrived(span, job, rows)
 
+    def _loaded(self, job: Job, future: Future[None]) -> None:
+        if not future.cancelled():
+            self._queue.put(partial(self._do, job, future.result))
+
     def _arrived(self, span: Span, job: Job, rows: list[Row]) -> None:
         with job.lock:
             if job.parts is None:
@@ -211,7 +221,7 @@ class Pipeline:
         """Make room for a batch and hand out its work."""
         with self._guard(job):
             parts = self._assembly.begin(job.step.positions, self._epoch)
-            loads = self._assembly.loads(job.step.slots)
+            loads = [] if self._remote else self._assembly.loads(job.step.slots)
             pieces: list[tuple[int, int]] = []
             if job.chunks is None:
                 job.chunks = self._assembly.chunks(job.step.positions, self._epoch)

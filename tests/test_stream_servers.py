@@ -1,0 +1,95 @@
+"""The stream from servers: object stores, web servers of byte ranges, good and bad ones, and the cache before them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.remote import range_server
+from mmbuild.store import open_store
+from mmbuild.stream.cache import Cache
+from tests.batches import assert_same_samples, make
+from tests.shards import MODALITIES, SLOTS, TinyCorpus, write_corpus
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyCorpus:
+    return write_corpus(tmp_path_factory.mktemp("servers") / "corpus")
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle": "blocks", "block": 4, "window": 2}], ids=["random", "blocks"])
+@pytest.mark.parametrize("faults", [0.0, 0.25])
+def test_a_web_server_of_ranges_gives_the_same_samples_even_a_bad_one(
+    tiny: TinyCorpus, options: dict[str, Any], faults: float
+) -> None:
+    with range_server(tiny.path, latency_s=0.001, faults=faults) as url:
+        loader = make(url, **options)
+        assert_same_samples(loader, make(tiny))
+        assert_same_samples(loader, [*make(tiny)])
+
+
+def test_an_object_store_gives_the_same_samples(tiny: TinyCorpus, bucket_url: str) -> None:
+    store = open_store(bucket_url)
+    for path in tiny.path.rglob("*"):
+        if path.is_file():
+            store.put(path.relative_to(tiny.path).as_posix(), path.read_bytes())
+    assert_same_samples(make(bucket_url, shuffle="blocks", block=8), make(tiny))
+
+
+def test_what_was_read_once_comes_from_the_cache(tiny: TinyCorpus, tmp_path: Path) -> None:
+    with range_server(tiny.path, latency_s=0.0) as url:
+        options = {"cache": tmp_path / "cache", "shuffle": "blocks", "block": 8}
+        first = make(url, **options)
+        list(first)
+        asked = first._reader.requests
+        assert asked is not None
+        assert asked.requests > 0
+        second = make(url, **options)
+        assert_same_samples(second, make(tiny))
+        again = second._reader.requests
+        assert again is not None
+        assert again.requests < asked.requests / 2  # image-level tables are read past it
+
+
+def test_the_cache_keeps_its_limit_and_the_newest(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, limit_bytes=100_000)
+    for i in range(100):
+        cache.put(f"entry {i}", bytes([i]) * 5_000)
+    cache.sweep()
+    assert sum(p.stat().st_size for p in tmp_path.glob("*/*")) <= 100_000
+    assert cache.get("entry 99") == bytes([99]) * 5_000
+    assert cache.get("entry 0") is None
+
+
+def test_a_damaged_entry_of_the_cache_is_none(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, limit_bytes=100_000)
+    cache.put("entry", b"x" * 100)
+    path = next(tmp_path.glob("*/*"))
+    path.write_bytes(path.read_bytes()[:50])
+    assert cache.get("entry") is None
+    assert not path.exists()
+    (path.parent / "killed.1-1.partial").write_bytes(b"half")
+    assert cache.get("entry") is None
+    cache.put("entry", b"y")
+    assert cache.get("entry") == b"y"
+
+
+# -- what an epoch asks of a server
+
+
+def test_memory_of_batches_is_used_again_and_image_level_values_are_asked_for_once_a_shard(tiny: TinyCorpus) -> None:
+    with range_server(tiny.path, latency_s=0.0) as url:
+        loader = make(url, shuffle="blocks", block=8)
+        for _ in range(2):
+            for batch in loader:
+                assert batch["id"]
+            del batch
+        asked = loader._reader.requests
+        assert asked is not None
+        shards = -(-SLOTS // 8)
+        images = sum(m.level == "image" for m in MODALITIES.values())
+        pixels = 2 * shards * (len(MODALITIES) - images)
+        assert shards * images < asked.requests <= shards * images + pixels
+        assert loader._assembly.blocks.made <= 4
