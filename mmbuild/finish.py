@@ -1,4 +1,4 @@
-"""What follows once chips and records are there: splits, coordinates, statistics and catalogue, in this order.
+"""What follows once chips and records are there: index, splits, coordinates, statistics, catalogue, in this order.
 
 Everything here is made from the commit records and the chips, so it can be made again at any time.
 """
@@ -15,6 +15,7 @@ from mmbuild.records import committed_shards, record_key
 from mmbuild.splits import split_corpus
 from mmbuild.stats import compute
 from mmbuild.store import Store
+from mmbuild.stream.index import write_index
 from mmbuild.tree import root_attributes, root_table, write_tree
 
 OnStep = Callable[[str], None]
@@ -28,6 +29,8 @@ def finish(corpus: Corpus, *, step: OnStep = lambda name: None, again: bool = Fa
     records = _records_digest(corpus.store)
     if not again and _finished(corpus.store) == records:
         return
+    write_index(corpus)
+    step("indexed")
     splits = split_corpus(corpus)
     step("split")
     write_tree(corpus.store, corpus.layouts, corpus.n_slots, root_table(corpus, splits), root_attributes(corpus))

@@ -14,7 +14,15 @@ REPO = Path(__file__).parent.parent
 TINY = REPO / "recipes" / "tiny.yaml"
 # Small chips keep a build in tests at a second or two; every kind of modality is still there.
 SMALL = ("grid.size=16", "samples=16", "store.samples_per_shard=8")
-SAME_PREFIXES = ("cube.zarr/", "shards/", "locations.parquet", "items.parquet", "collection.json", "stats.json")
+SAME_PREFIXES = (
+    "cube.zarr/",
+    "shards/",
+    "locations.parquet",
+    "items.parquet",
+    "collection.json",
+    "stats.json",
+    "index.npz",
+)
 
 
 def small_recipe(*overrides: str) -> Recipe:

@@ -275,7 +275,7 @@ def _finish(out: str) -> None:
     # Opened once to know that there is one (a lease makes folders), and again when nobody else can change it.
     with open_corpus(out).store.lease("runs/lease"):
         finish(open_corpus(out), again=True)
-    console.print(f"{out}: splits.json, stats.json, items.parquet, collection.json")
+    console.print(f"{out}: index.npz, splits.json, stats.json, items.parquet, collection.json")
 
 
 # -- helpers --------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ Encoded = bytes | np.ndarray
 CRC_BYTES = 4
 _HEADER_BYTES = 16
 # crc32c of any bytes followed by their own crc32c (little-endian): so a chunk is checked without taking it apart.
-_CRC_RESIDUE = 0x48674BC7
+CRC_RESIDUE = 0x48674BC7
 
 
 def decode_chunk(chunk: Encoded, out: np.ndarray) -> None:
@@ -24,7 +24,7 @@ def decode_chunk(chunk: Encoded, out: np.ndarray) -> None:
 
     ValueError when the checksum is wrong or the chunk holds another number of bytes.
     """
-    if len(chunk) < _HEADER_BYTES + CRC_BYTES or google_crc32c.value(chunk) != _CRC_RESIDUE:
+    if len(chunk) < _HEADER_BYTES + CRC_BYTES or google_crc32c.value(chunk) != CRC_RESIDUE:
         raise ValueError("its checksum is wrong")
     size = int.from_bytes(bytes(chunk[4:8]), "little")  # the Blosc header: bytes 4 to 8 are the decoded size
     if size != out.nbytes:

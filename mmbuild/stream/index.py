@@ -1,12 +1,13 @@
 """Where every chip of a corpus lies, from its commit records alone, in a few flat arrays.
 
+A finished corpus keeps what was parsed in one file; a record that has other bytes than the file speaks for is parsed.
 A million samples of ten modalities take some 200 MB. What a record says beyond place and date (ids, digests) is read
 again when an error has to name it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmbuild.cube import ArrayLayout, Corpus
+from mmbuild.cube import ArrayLayout, Corpus, put_if_changed
 from mmbuild.records import committed_shards, read_record, record_key
+from mmbuild.stream import kept
 
 # The time of what has no time; numpy's NaT has the same value.
 NO_TIME = -(2**63)
 _COLUMNS = ("slot", "modality", "time", "status", "offset", "length", "datetime", "lon", "lat", "anchor_time")
+_OF_CHIPS = ("start", "length", "epoch_s")
 # Requests for records under way at once on an object store, and threads that parse them on a disk.
 _REMOTE_READERS, _LOCAL_READERS = 32, 2
 
@@ -67,42 +70,63 @@ class Index:
 
 
 def read_index(corpus: Corpus, names: Sequence[str]) -> Index:
-    """Read the place of every chip of the named modalities from all commit records."""
+    """Read the place of every chip of the named modalities from all commit records.
+
+    The bytes of every record are read; those that the kept index was made of are not parsed again.
+    """
     shards = _shards(corpus)
     per_shard = corpus.samples_per_shard
     # Whole shards, so that every record has its place.
     n_slots = max(-(-corpus.n_slots // per_shard), max(shards, default=-1) + 1) * per_shard
-    times = [corpus.shape(name)[0] for name in names]
-    base = np.concatenate([[0], np.cumsum([n_slots * t for t in times])]).astype(np.int64)
-    flat = _Flat.empty(int(base[-1]), n_slots, n_slots // per_shard + 1)
-    codes = {name: i for i, name in enumerate(names)}
+    flat = _Flat.empty({name: corpus.shape(name)[0] for name in names}, n_slots, per_shard)
 
     def take(shard: int) -> None:
         data = _record(corpus, shard)
-        if data is not None:
-            flat.stamps[shard] = google_crc32c.value(data) or 1
-            flat.put(_read(data), codes, base, np.array(times))
+        stamp = 0 if data is None else google_crc32c.value(data) or 1
+        if stamp != known.result()[shard]:
+            flat.forget(shard)
+            if data is not None:
+                flat.put(_read(data))
+        flat.stamps[shard] = stamp
 
     with ThreadPoolExecutor(_LOCAL_READERS if corpus.store.is_local else _REMOTE_READERS) as pool:
+        known = pool.submit(_recall, corpus, flat)
         for _ in pool.map(take, shards):
             pass
-    known = np.flatnonzero(~np.isnan(flat.lon))
-    end = max(corpus.n_slots, int(known[-1]) + 1 if len(known) else 0)
-    tables = {}
-    for i, name in enumerate(names):
-        own = slice(int(base[i]), int(base[i + 1]))
-        parts = (array[own].reshape(n_slots, times[i])[:end] for array in (flat.start, flat.length, flat.epoch_s))
-        start, length, epoch_s = parts
-        tables[name] = ChipTable(layout=corpus.layouts[name], start=start, length=length, epoch_s=epoch_s)
-    return Index(
-        tables=tables, lon=flat.lon[:end], lat=flat.lat[:end], anchor_s=flat.anchor_s[:end], stamps=flat.stamps
-    )
+        for shard in np.setdiff1d(np.flatnonzero(known.result()), shards).tolist():
+            flat.forget(shard)
+    return flat.index(corpus)
+
+
+def write_index(corpus: Corpus) -> None:
+    """Keep what the records say of all modalities, for readers to come: for whoever holds the corpus's lease."""
+    index = read_index(corpus, list(corpus.modalities))
+    arrays = {"stamps": index.stamps, "lon": index.lon, "lat": index.lat, "anchor_s": index.anchor_s}
+    for name, table in index.tables.items():
+        arrays |= {f"{name}/{what}": getattr(table, what) for what in _OF_CHIPS}
+    put_if_changed(corpus.store, kept.KEPT, kept.packed(arrays))
+
+
+def _recall(corpus: Corpus, flat: _Flat) -> np.ndarray:
+    """Fill in what the kept index says; by shard the stamp of the record that it was made of, 0 for none."""
+    nothing = np.zeros(len(flat.stamps), np.uint32)
+    try:
+        arrays = kept.unpacked(corpus.store.get(kept.KEPT))
+    except FileNotFoundError:
+        return nothing
+    return nothing if arrays is None or not flat.recall(arrays) else _fitted(arrays["stamps"], nothing)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Flat:
-    """All tables behind one another; each shard's rows are put by one thread, and no two touch the same places."""
+    """All tables behind one another; each shard's rows are put by one thread, and no two touch the same places.
 
+    first: by modality where its (slot, time) begin; times: how many time steps it has.
+    """
+
+    first: dict[str, int]
+    times: dict[str, int]
+    per_shard: int
     start: np.ndarray
     length: np.ndarray
     epoch_s: np.ndarray
@@ -112,29 +136,75 @@ class _Flat:
     stamps: np.ndarray
 
     @classmethod
-    def empty(cls, chips: int, slots: int, shards: int) -> _Flat:
+    def empty(cls, times: Mapping[str, int], slots: int, per_shard: int) -> _Flat:
+        ends = np.cumsum([0, *(slots * t for t in times.values())]).tolist()
         return cls(
-            start=np.zeros(chips, np.uint32), length=np.zeros(chips, np.uint32),
-            epoch_s=np.full(chips, NO_TIME, np.int64), lon=np.full(slots, np.nan), lat=np.full(slots, np.nan),
-            anchor_s=np.full(slots, NO_TIME, np.int64), stamps=np.zeros(shards, np.uint32),
+            first=dict(zip(times, ends[:-1], strict=True)), times=dict(times), per_shard=per_shard,
+            start=np.zeros(ends[-1], np.uint32), length=np.zeros(ends[-1], np.uint32),
+            epoch_s=np.full(ends[-1], NO_TIME, np.int64), lon=np.full(slots, np.nan), lat=np.full(slots, np.nan),
+            anchor_s=np.full(slots, NO_TIME, np.int64), stamps=np.zeros(slots // per_shard + 1, np.uint32),
         )  # fmt: skip
 
-    def put(self, rows: pa.Table, codes: dict[str, int], base: np.ndarray, times: np.ndarray) -> None:
+    def of(self, name: str, what: str) -> np.ndarray:
+        """One modality's view (slot, time) of ``start``, ``length`` or ``epoch_s``."""
+        own: np.ndarray = getattr(self, what)[self.first[name] : self.first[name] + len(self.lon) * self.times[name]]
+        return own.reshape(len(self.lon), self.times[name])
+
+    def put(self, rows: pa.Table) -> None:
         slot = numbers(rows["slot"])
         self.lon[slot], self.lat[slot] = numbers(rows["lon"], np.nan), numbers(rows["lat"], np.nan)
         self.anchor_s[slot] = epoch_seconds(rows["anchor_time"])
         modality = rows["modality"].combine_chunks()
-        code_of = np.array([codes.get(name, -1) for name in modality.dictionary.to_pylist()], np.int64)
-        code = code_of[numbers(modality.indices)]
-        own = np.flatnonzero(code >= 0)
+        words = modality.dictionary.to_pylist()
+        first, times = (np.array([of.get(word, -1) for word in words]) for of in (self.first, self.times))
+        code = numbers(modality.indices)
+        own = np.flatnonzero(first[code] >= 0)
         code, slot = code[own], slot[own]
-        at = base[code] + slot * times[code] + numbers(rows["time"])[own]
+        at = first[code] + slot * times[code] + numbers(rows["time"])[own]
         offset, length = numbers(rows["offset"])[own], numbers(rows["length"])[own]
         status = rows["status"].combine_chunks()
         is_stored = np.array([word == "stored" for word in status.dictionary.to_pylist()], bool)
         stored = (offset >= 0) & is_stored[numbers(status.indices)[own]]
         self.start[at], self.length[at] = np.where(stored, offset, 0), np.where(stored, length, 0)
         self.epoch_s[at] = epoch_seconds(rows["datetime"])[own]
+
+    def forget(self, shard: int) -> None:
+        """As if the shard had no record."""
+        own = slice(shard * self.per_shard, (shard + 1) * self.per_shard)
+        self.lon[own], self.lat[own], self.anchor_s[own] = np.nan, np.nan, NO_TIME
+        for name in self.first:
+            self.of(name, "start")[own], self.of(name, "length")[own] = 0, 0
+            self.of(name, "epoch_s")[own] = NO_TIME
+
+    def recall(self, arrays: Mapping[str, np.ndarray]) -> bool:
+        """Take over kept arrays; False, with nothing taken, when they are of other modalities or time steps."""
+        shapes = {name: arrays[f"{name}/start"].shape[1:] for name in self.first if f"{name}/start" in arrays}
+        if shapes != {name: (times,) for name, times in self.times.items()}:
+            return False
+        for what in ("lon", "lat", "anchor_s"):
+            _fitted(arrays[what], getattr(self, what))
+        for name in self.first:
+            for what in _OF_CHIPS:
+                _fitted(arrays[f"{name}/{what}"], self.of(name, what))
+        return True
+
+    def index(self, corpus: Corpus) -> Index:
+        known = np.flatnonzero(~np.isnan(self.lon))
+        end = max(corpus.n_slots, int(known[-1]) + 1 if len(known) else 0)
+        tables = {}
+        for name in self.first:
+            start, length, epoch_s = (self.of(name, what)[:end] for what in _OF_CHIPS)
+            tables[name] = ChipTable(layout=corpus.layouts[name], start=start, length=length, epoch_s=epoch_s)
+        return Index(
+            tables=tables, lon=self.lon[:end], lat=self.lat[:end], anchor_s=self.anchor_s[:end], stamps=self.stamps
+        )
+
+
+def _fitted(values: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """``place`` with as many of the values as it has room for."""
+    some = min(len(values), len(place))
+    place[:some] = values[:some]
+    return place
 
 
 def _shards(corpus: Corpus) -> Sequence[int]:
