@@ -182,6 +182,14 @@ def _schema(columns: Sequence[str] | None) -> pa.Schema:
     return RECORD_SCHEMA if columns is None else pa.schema([RECORD_SCHEMA.field(name) for name in columns])
 
 
+def _read_lock(store: Store) -> dict[str, Any]:
+    try:
+        lock: dict[str, Any] = json.loads(store.get("recipe.lock.json"))
+    except FileNotFoundError:
+        raise UserError("there is no corpus here", store.url, "build one: mmbuild build RECIPE OUT") from None
+    return lock
+
+
 def open_corpus(location: str | os.PathLike[str]) -> Corpus:
     """Open a built corpus; UserError when there is none."""
     return Corpus(open_store(location))
@@ -194,10 +202,8 @@ class Corpus:
     """
 
     def __init__(self, store: Store, lock: dict[str, Any] | None = None) -> None:
-        if lock is None and not store.exists("recipe.lock.json"):
-            raise UserError("there is no corpus here", store.url, "build one: mmbuild build RECIPE OUT")
         self.store = store
-        self.lock: dict[str, Any] = lock or json.loads(store.get("recipe.lock.json"))
+        self.lock: dict[str, Any] = lock or _read_lock(store)
         definitions = {name: Modality.model_validate(data) for name, data in self.lock["modalities"].items()}
         self.recipe = recipe_from_resolved(self.lock["recipe"], definitions)
         self.modalities = self.recipe.modality_defs

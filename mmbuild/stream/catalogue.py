@@ -48,17 +48,21 @@ class Samples:
         return found
 
 
-def read_samples(corpus: Corpus, index: Index, split: str | None, where: str | None = None) -> Samples:
-    """The catalogued samples of a split that pass the filter ``where``, by slot.
-
-    Raises UserError without a catalogue, for a split that is unknown or empty (listing those that are not), and for a
-    filter that cannot be read or that nothing passes.
-    """
-    place = corpus.store.url
+def read_catalogue(corpus: Corpus) -> bytes:
+    """What items.parquet holds; UserError without a catalogue."""
     try:
-        data = corpus.store.get("items.parquet")
+        return corpus.store.get("items.parquet")
     except FileNotFoundError:
+        place = corpus.store.url
         raise UserError("there is no catalogue yet", place, f"make it: mmbuild catalog {place}") from None
+
+
+def find_samples(data: bytes, index: Index, split: str | None, where: str | None, *, place: str) -> Samples:
+    """The samples of a split that pass the filter ``where``, by slot. data: the catalogue; place: where it lies.
+
+    Raises UserError for a split that is unknown or empty (listing those that are not), and for a filter that cannot be
+    read or that nothing passes.
+    """
     schema = pq.read_schema(pa.BufferReader(data))
     condition = None if where is None else _Filter(schema, index, where)
     columns = ["id", "split", "mmbuild:index", *(condition.columns if condition else ())]

@@ -7,14 +7,13 @@ metadata alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from mmbuild.cube import CUBE, ArrayLayout, Corpus
-from mmbuild.stream.index import ChipTable
 
 
 class ForeignArray:
@@ -43,15 +42,11 @@ class ForeignArray:
         return chip
 
 
-def foreign_arrays(corpus: Corpus, tables: Mapping[str, ChipTable]) -> dict[str, ForeignArray]:
+def foreign_arrays(corpus: Corpus, names: Sequence[str]) -> dict[str, ForeignArray]:
     """Those of the named modalities whose bytes on disk are not laid out as the commit records say."""
-    with ThreadPoolExecutor(max(1, len(tables))) as pool:
-        ours = list(pool.map(lambda table: is_ours(corpus, table.layout), tables.values()))
-    return {
-        name: ForeignArray(corpus, table.layout)
-        for (name, table), own in zip(tables.items(), ours, strict=True)
-        if not own
-    }
+    with ThreadPoolExecutor(max(1, len(names))) as pool:
+        ours = list(pool.map(lambda name: is_ours(corpus, corpus.layouts[name]), names))
+    return {name: ForeignArray(corpus, corpus.layouts[name]) for name, own in zip(names, ours, strict=True) if not own}
 
 
 def is_ours(corpus: Corpus, layout: ArrayLayout) -> bool:

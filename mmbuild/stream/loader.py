@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from mmbuild.errors import UserError
 from mmbuild.stream import order, transforms
 from mmbuild.stream.assembly import Assembly
 from mmbuild.stream.cache import Cache
-from mmbuild.stream.catalogue import read_samples
+from mmbuild.stream.catalogue import find_samples, read_catalogue
 from mmbuild.stream.pipeline import Pipeline, Step
 from mmbuild.stream.reader import CONNECTIONS, Meter, Reader
 from mmbuild.stream.transforms import Field, Time
@@ -123,16 +124,19 @@ class Loader(IterableDataset[Batch]):
         self.shuffle, self.block, self.window = shuffle, block, window
         self.drop_last, self.rank, self.world_size, self.augment = drop_last, rank, world_size, augment
         self.prefetch, self.device, self.dtype, self.raw = prefetch, device, dtype, raw
-        fields = transforms.at_time(make_fields(self.corpus, modalities, normalize=normalize and not raw), time)
-        units = transforms.window_units(fields, crop, augment=augment)
-        self.fields = tuple(transforms.cropped(field, units) for field in fields)
-        self._threads = threads
-        members = dict.fromkeys(modality.name for field in fields for modality in field.members)
-        kept = None if cache is None else Cache(cache, round(cache_gb * 2**30))
-        self._reader = Reader(
-            self.corpus, list(members), threads=threads, on_damage=on_damage, cache=kept, connections=connections
-        )
-        self._samples = read_samples(self.corpus, self._reader.index, split, where)
+        with ThreadPoolExecutor(1) as pool:
+            catalogue = pool.submit(read_catalogue, self.corpus)
+            fields = transforms.at_time(make_fields(self.corpus, modalities, normalize=normalize and not raw), time)
+            units = transforms.window_units(fields, crop, augment=augment)
+            self.fields = tuple(transforms.cropped(field, units) for field in fields)
+            self._threads = threads
+            members = dict.fromkeys(modality.name for field in fields for modality in field.members)
+            kept = None if cache is None else Cache(cache, round(cache_gb * 2**30))
+            self._reader = Reader(
+                self.corpus, list(members), threads=threads, on_damage=on_damage, cache=kept, connections=connections
+            )
+            data = catalogue.result()
+        self._samples = find_samples(data, self._reader.index, split, where, place=self.corpus.store.url)
         filtered = f"split={split}" if where is None else f"split={split} where={where}"
         self._digest = order.order_digest(self.corpus.digest, filtered, self._samples.ids.to_pylist())
         self._assembly = Assembly(

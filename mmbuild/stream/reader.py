@@ -96,9 +96,11 @@ class Reader:
                 raise UserError(f"no modality {name!r} in this corpus", corpus.store.url, fix)
         self.corpus, self.on_damage, self._threads = corpus, on_damage, threads
         self._cache, self._connections = cache, connections
-        self.index = open_index(corpus, names)
+        with ThreadPoolExecutor(1) as pool:  # on an object store each of the two waits for answers
+            foreign = pool.submit(foreign_arrays, corpus, names)
+            self.index = open_index(corpus, names)
+            self.foreign: dict[str, ForeignArray] = foreign.result()
         self.tables = self.index.tables
-        self.foreign: dict[str, ForeignArray] = foreign_arrays(corpus, self.tables)
         self.damaged: list[tuple[str, str]] = []
         self.meter = Meter()
         self.scratch = Scratch()
