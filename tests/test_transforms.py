@@ -13,7 +13,9 @@ from hypothesis.extra import numpy as hnp
 
 from mmbuild.errors import UserError
 from mmbuild.stream import transforms
+from mmbuild.stream.convert import converter
 from mmbuild.stream.reader import Chips
+from mmbuild.stream.targets import Scratch
 from mmbuild.stream.transforms import IGNORE_INDEX, Field, Geometry, Statistics
 from tests.shards import MODALITIES, modality
 
@@ -274,3 +276,35 @@ def test_turns_keep_modalities_of_different_gsd_on_the_same_ground() -> None:
     for i, (_, _, flip, turns) in enumerate(as_tuples(geometry)):
         expected = np.fliplr(coarse[i, 0, 0]) if flip else coarse[i, 0, 0]
         np.testing.assert_array_equal(turned[i, 0, 0], np.rot90(expected, turns))
+
+
+# -- the converters that the loader runs, beside the plain functions
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "float32", "float64"])
+@pytest.mark.parametrize("turns", range(8))
+def test_a_converter_gives_the_numbers_of_normalise_whatever_bands_hold(dtype: str, turns: int) -> None:
+    """Bands: measured, half measured, empty, empty but for one pixel, never observed, constant."""
+    rng, kind = np.random.default_rng(turns), np.dtype(dtype).kind
+    one = modality(
+        "one", level="pixel", values="continuous", dtype=dtype, nodata=99, bands="a b c d e f", gsd=10, valid=(0, 90)
+    )
+    chip = rng.integers(0, 90, (6, 12, 12)).astype(dtype)
+    chip[1][rng.random((12, 12)) < 0.5] = 99
+    chip[2:4] = 99
+    chip[3, 7, 5] = 1
+    if kind == "f":
+        chip[0, 3:5] = math.nan
+        chip[1, 5, 5] = math.inf
+    mean, std = np.array([40, 30, 20, 10, math.nan, 5]), np.array([9, 7, 5, 3, math.nan, 0])
+    made = transforms.make_fields(
+        {"one": one}, {"one": (1, 6, 12, 12)}, {"one": 10.0}, {"one": Statistics(mean=mean, std=std)}
+    )[0]
+    view = np.rot90(chip[..., ::-1] if turns % 2 else chip, turns // 2, axes=(1, 2))
+    data, mask = np.full(chip.shape, 7, np.float32), np.full(chip.shape, True)
+    with np.errstate(all="ignore"):
+        converter(made, 0)(view, data, mask, Scratch())
+        values, valid = transforms.normalise(view[None, None], one.fill, Statistics(mean=mean, std=std))
+    np.testing.assert_array_equal(mask, valid[0, 0])
+    np.testing.assert_array_equal(data, values[0, 0])
+    assert mask.any(axis=(1, 2)).tolist() == [True, True, False, True, False, True]

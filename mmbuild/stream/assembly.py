@@ -16,6 +16,7 @@ import numpy as np
 from mmbuild.stream import plan, transforms
 from mmbuild.stream.buffers import Allocate, Blocks, Entry, plain_memory
 from mmbuild.stream.catalogue import Samples
+from mmbuild.stream.convert import converter
 from mmbuild.stream.images import image_tables
 from mmbuild.stream.index import NO_TIME, ChipTable
 from mmbuild.stream.reader import Chips, Reader
@@ -239,7 +240,7 @@ def _members(one: Field, reader: Reader, *, raw: bool) -> list[Member]:
     return [
         Member(
             field=one, place=place, table=reader.tables[modality.name],
-            convert=None if raw else transforms.converter(one, place), bands=_bands(one, place),
+            convert=None if raw else converter(one, place), bands=_bands(one, place),
         )
         for place, modality in enumerate(one.members)
     ]  # fmt: skip

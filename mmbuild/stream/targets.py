@@ -48,8 +48,8 @@ class Geometry:
 
 
 WHOLE = Geometry()
-# (stored chip, place for its values, place for its mask) -> None
-Convert = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
+# (stored chip in any strides, place for its values, place for its mask, memory of the thread) -> None
+Convert = Callable[[np.ndarray, np.ndarray, np.ndarray, "Scratch"], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +91,7 @@ class Target:
         if self.convert is None or self.mask is None:
             self.data[position, time] = view
             return
-        if not view.flags.c_contiguous:
-            # One pass to lay the values out in order is cheaper than arithmetic along strides.
-            flat = scratch.array("window", view.shape, view.dtype)
-            np.copyto(flat, view)
-            view = flat
-        self.convert(view, self.data[position, time], self.mask[position, time])
+        self.convert(view, self.data[position, time], self.mask[position, time], scratch)
 
 
 class Scratch(threading.local):

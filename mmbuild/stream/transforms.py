@@ -17,7 +17,7 @@ from mmbuild.errors import UserError
 from mmbuild.modality import Modality
 from mmbuild.stream.order import sample_draws
 from mmbuild.stream.reader import Chips
-from mmbuild.stream.targets import Convert, Crop, Geometry, window
+from mmbuild.stream.targets import Crop, Geometry, window
 
 # Which of several time steps a sample has: all, one drawn for each sample and epoch, or a fixed one.
 Time = int | Literal["all", "random"]
@@ -136,75 +136,6 @@ def _member_values(field: Field, place: int, stored: np.ndarray) -> tuple[np.nda
     if field.is_categorical:
         return class_indexes(stored, modality.class_codes)
     return as_stored(stored, modality.fill) if statistics is None else normalise(stored, modality.fill, statistics)
-
-
-# -- the same into arrays that are there already: what the loader runs on every chip; the functions above are its oracle
-
-
-def converter(field: Field, place: int) -> Convert:
-    """What turns a stored chip of the member at ``place`` into values and mask of the field, in place.
-
-    The same numbers as ``transform`` gives, to the last bit; a dozen passes over memory fewer.
-    """
-    modality, statistics = field.members[place], field.statistics[place]
-    if field.is_categorical:
-        return _class_converter(modality)
-    floating = modality.np_dtype.kind == "f"
-    nodata = modality.fill
-
-    def mask_into(stored: np.ndarray, mask: np.ndarray) -> None:
-        np.not_equal(stored, nodata, out=mask)
-        if floating:
-            mask &= np.isfinite(stored)
-
-    if statistics is None:
-
-        def keep(stored: np.ndarray, data: np.ndarray, mask: np.ndarray) -> None:
-            mask_into(stored, mask)
-            np.copyto(data, stored, casting="unsafe")
-            if not mask.all():
-                np.copyto(data, np.nan, where=~mask)
-
-        return keep
-    known, mean, scale = _scales(statistics, pixels=field.is_pixel)
-
-    def normalised(stored: np.ndarray, data: np.ndarray, mask: np.ndarray) -> None:
-        mask_into(stored, mask)
-        if not known.all():
-            mask &= known
-        np.subtract(stored, mean, out=data, dtype=np.float32, casting="unsafe")
-        np.divide(data, scale, out=data)
-        if not mask.all():
-            np.copyto(data, 0, where=~mask)
-
-    return normalised
-
-
-def _scales(statistics: Statistics, *, pixels: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(known, mean, scale) of a chip (band, y, x) or (band,); a band without statistics is not known."""
-    shape = (-1, 1, 1) if pixels else (-1,)
-    known = np.isfinite(statistics.mean) & np.isfinite(statistics.std)
-    mean = np.where(known, statistics.mean, 0).astype(np.float32)
-    scale = np.where(known & (statistics.std > 0), statistics.std, 1).astype(np.float32)
-    return known.reshape(shape), mean.reshape(shape), scale.reshape(shape)
-
-
-def _class_converter(modality: Modality) -> Convert:
-    """A table of every code where the dtype has few, else the same search as ``class_indexes``."""
-    codes = modality.class_codes
-    if modality.np_dtype.itemsize > 2 or modality.np_dtype.kind != "u":
-
-        def search(stored: np.ndarray, data: np.ndarray, mask: np.ndarray) -> None:
-            data[...], mask[...] = class_indexes(stored, codes)
-
-        return search
-    table, _ = class_indexes(np.arange(2 ** (8 * modality.np_dtype.itemsize), dtype=modality.np_dtype), codes)
-
-    def look_up(stored: np.ndarray, data: np.ndarray, mask: np.ndarray) -> None:
-        np.take(table, stored, out=data, mode="clip")
-        np.not_equal(data, IGNORE_INDEX, out=mask)
-
-    return look_up
 
 
 def masked_value(field: Field) -> float:
