@@ -23,7 +23,8 @@ from mmbuild.stream.assembly import Assembly, Parts
 from mmbuild.stream.chunks import Encoded
 from mmbuild.stream.reader import Row
 
-# Fetched and not yet decoded bytes beyond which no later batch is asked for.
+# Bytes of batches that no thread works on yet beyond which no later one is asked for: at least one batch is, so that
+# bytes travel while others are decoded.
 FETCH_AHEAD_BYTES = 64 * 2**20
 # Parts of work a thread and batch: enough that threads end a batch together, few enough to cost nothing.
 PARTS_PER_THREAD = 4
@@ -41,9 +42,10 @@ class Step:
 
 @dataclass(kw_only=True)
 class Job:
-    """A step that is under way."""
+    """A step that is under way; asked: bytes that were asked for on its account."""
 
     step: Step
+    asked: int = 0
     parts: Parts | None = None
     chunks: plan.Chunks | None = None
     pending: int = 1
@@ -59,7 +61,6 @@ class Span:
     """A range that was asked for: its bytes when they came, and who waits for which of its chunks."""
 
     start: int
-    length: int
     left: int
     data: Encoded | None = None
     error: BaseException | None = None
@@ -82,9 +83,8 @@ class Pipeline:
         self._remote = assembly.reader.requests is not None
         self._spans: dict[tuple[int, int, int], Span] = {}
         self._opened: set[int] = set()
-        self._held = 0
+        self._ahead = 0
         self._closed = False
-        self._lock = threading.Lock()
         self.wait_s = 0.0
         self._later = _Later(steps) if self._remote and steps and steps[0].groups is not None else None
 
@@ -96,8 +96,10 @@ class Pipeline:
             worker.start()
         admitted: deque[Job] = deque()
         try:
-            for _ in range(len(self._steps)):
+            for i in range(len(self._steps)):
                 self._admit(admitted, 1)
+                if i:  # nothing competes with the first batch
+                    self._ask_ahead()
                 job = admitted.popleft()
                 began = clock.perf_counter()
                 job.done.wait()
@@ -105,6 +107,8 @@ class Pipeline:
                 if job.error is not None:
                     raise job.error
                 self._admit(admitted, self._prefetch)
+                if self._prefetch:
+                    self._ask_ahead()
                 yield job
         finally:
             self._closed = True
@@ -116,14 +120,18 @@ class Pipeline:
     # -- in the consumer's thread
 
     def _admit(self, admitted: deque[Job], count: int) -> None:
-        """Let so many batches be under way, and ask for the bytes of some more."""
+        """Let so many batches be under way."""
         while len(admitted) < count and (self._planned or self._next < len(self._steps)):
             if not self._planned:
                 self._plan()
             job = self._planned.popleft()
+            self._ahead -= job.asked
             admitted.append(job)
             self._queue.put(partial(self._begin, job))
-        while self._remote and self._next < len(self._steps) and count and self._held < FETCH_AHEAD_BYTES:
+
+    def _ask_ahead(self) -> None:
+        """Ask an object store for the bytes of batches to come."""
+        while self._remote and self._next < len(self._steps) and self._ahead < FETCH_AHEAD_BYTES:
             self._plan()
 
     def _plan(self) -> None:
@@ -139,6 +147,7 @@ class Pipeline:
                 job.pending += len(loads)
             for load in loads:
                 load.add_done_callback(partial(self._loaded, job))
+            self._ahead += job.asked
 
     def _ask(self, job: Job, number: int) -> None:
         """Ask for the bytes of a batch, or of what the rest of the epoch needs of its groups."""
@@ -149,7 +158,7 @@ class Pipeline:
             self._opened.update(new)
             chunks = self._assembly.chunks(self._later.positions(new, number), self._epoch)
         for low, high in plan.ranges(chunks):
-            self._request(chunks, low, high)
+            job.asked += self._request(chunks, low, high)
         groups: dict[int, tuple[Span, list[Row]]] = {}
         for row in job.chunks.rows(0, len(job.chunks)):
             span = self._spans.pop((row[0], row[4], row[6]), None)
@@ -164,22 +173,22 @@ class Pipeline:
                     continue
             self._arrived(span, job, rows)
 
-    def _request(self, chunks: plan.Chunks, low: int, high: int) -> None:
+    def _request(self, chunks: plan.Chunks, low: int, high: int) -> int:
+        """Ask for one range; its length."""
         rows = chunks.rows(low, high)
         member, shard, start, _, slot, _, _ = rows[0]
         length = rows[-1][2] + rows[-1][3] - start
-        span = Span(start=start, length=length, left=high - low)
+        span = Span(start=start, left=high - low)
         for row in rows:
             self._spans[row[0], row[4], row[6]] = span
-        with self._lock:
-            self._held += length
         reader, table = self._assembly.reader, self._assembly.tables[member]
         if table.name in reader.foreign:
             span.data = b""
-            return
+            return 0
         assert reader.requests is not None
         stamp = int(reader.index.stamps[shard])
         reader.requests.submit(table.key(slot), start, length, stamp, partial(self._came, span))
+        return length
 
     # -- in the threads
 
@@ -258,8 +267,6 @@ class Pipeline:
                 gone = span.left == 0
             if gone:
                 span.data = None
-                with self._lock:
-                    self._held -= span.length
 
     def _guard(self, job: Job) -> _Guard:
         return _Guard(self, job)
