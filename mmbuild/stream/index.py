@@ -93,7 +93,7 @@ def read_index(corpus: Corpus, names: Sequence[str]) -> Index:
         known = pool.submit(_recall, corpus, flat)
         for _ in pool.map(take, shards):
             pass
-        for shard in np.setdiff1d(np.flatnonzero(known.result()), shards).tolist():
+        for shard in set(np.flatnonzero(known.result()).tolist()).difference(shards):
             flat.forget(shard)
     return flat.index(corpus)
 

@@ -107,5 +107,8 @@ def block_groups(slots: np.ndarray, samples_per_shard: int, block: int) -> np.nd
     """The group of every sample: up to ``block`` neighbours of one shard; numbered 0.. without gaps, int64."""
     per_shard = -(-samples_per_shard // block)
     shard, within = np.divmod(np.asarray(slots, dtype=np.int64), samples_per_shard)
-    _, groups = np.unique(shard * per_shard + within // block, return_inverse=True)
+    keys = shard * per_shard + within // block
+    by_key = np.argsort(keys, kind="stable")
+    groups = np.empty_like(by_key)
+    groups[by_key] = np.cumsum(np.diff(keys[by_key], prepend=keys[by_key][:1]) != 0)
     return groups.astype(np.int64, copy=False)

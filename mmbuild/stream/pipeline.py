@@ -154,7 +154,7 @@ class Pipeline:
         assert job.chunks is not None
         chunks = job.chunks
         if self._later is not None and job.step.groups is not None:
-            new = [int(group) for group in np.unique(job.step.groups) if int(group) not in self._opened]
+            new = sorted(set(job.step.groups.tolist()) - self._opened)
             self._opened.update(new)
             chunks = self._assembly.chunks(self._later.positions(new, number), self._epoch)
         for low, high in plan.ranges(chunks):

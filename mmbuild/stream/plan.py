@@ -79,8 +79,7 @@ def equal_parts(chunks: Chunks, tables: Sequence[ChipTable], parts: int) -> list
     cost = np.array([table.layout.modality.np_dtype.itemsize * int(np.prod(table.layout.chip)) for table in tables])
     done = np.cumsum(cost[chunks.member])
     edges = np.searchsorted(done, np.linspace(0, int(done[-1]), parts + 1)[1:-1], side="left") + 1
-    cuts = np.unique(np.concatenate([[0], np.minimum(edges, len(chunks)), [len(chunks)]])).tolist()
-    return list(pairwise(cuts))
+    return list(pairwise(sorted({0, *np.minimum(edges, len(chunks)).tolist(), len(chunks)})))
 
 
 def ranges(chunks: Chunks) -> list[tuple[int, int]]:
