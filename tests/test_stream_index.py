@@ -113,6 +113,13 @@ def test_a_kept_index_of_other_modalities_is_not_used(indexed: TinyCorpus) -> No
     assert_equal(read_index(indexed.open(), NAMES), truth)
 
 
+def test_a_kept_index_that_cannot_be_read_is_not_needed(indexed: TinyCorpus) -> None:
+    truth, path = parsed(indexed), indexed.path / kept.KEPT
+    path.unlink()
+    path.mkdir()
+    assert_equal(read_index(indexed.open(), NAMES), truth)
+
+
 def test_a_kept_index_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     data = kept.packed({"lon": np.zeros(3)})
     assert kept.unpacked(data) is not None

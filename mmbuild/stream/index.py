@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmbuild.cube import ArrayLayout, Corpus, put_if_changed
+from mmbuild.errors import UserError
 from mmbuild.records import committed_shards, read_record, record_key
 from mmbuild.stream import kept
 
@@ -26,7 +27,7 @@ NO_TIME = -(2**63)
 _COLUMNS = ("slot", "modality", "time", "status", "offset", "length", "datetime", "lon", "lat", "anchor_time")
 _OF_CHIPS = ("start", "length", "epoch_s")
 # Requests for records under way at once on an object store, and threads that parse them on a disk.
-_REMOTE_READERS, _LOCAL_READERS = 32, 2
+_REMOTE_READERS, _LOCAL_READERS = 64, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,8 @@ def _recall(corpus: Corpus, flat: _Flat) -> np.ndarray:
     nothing = np.zeros(len(flat.stamps), np.uint32)
     try:
         arrays = kept.unpacked(corpus.store.get(kept.KEPT))
-    except FileNotFoundError:
+    except (FileNotFoundError, UserError):
+        # Some servers refuse what is not there. All that it could say is in the records, which must be readable.
         return nothing
     return nothing if arrays is None or not flat.recall(arrays) else _fitted(arrays["stamps"], nothing)
 
