@@ -15,8 +15,8 @@ from train.models.mpmae import fold_time
 PERCENTILES = (5, 25, 50, 75, 95)
 # Random convolution features as in MOSAIKS (Rolf et al. 2021) and TorchGeo's RCF: filters, their side, and the bias.
 FILTERS, FILTER_SIDE, FILTER_BIAS = 256, 3, -1.0
-# Samples that are convolved at a time: so many filters of a whole chip need memory.
-CONVOLVED = 4
+# Responses computed at a time, 4 MB: what fits into a cache is three times as fast.
+RESPONSES = 2**20
 
 
 def image_statistics(image: Tensor, valid: Tensor) -> np.ndarray:
@@ -40,9 +40,15 @@ def random_convolutions(image: Tensor, valid: Tensor, *, seed: int) -> np.ndarra
     image = torch.where(fold_time(valid, "pixel"), fold_time(image, "pixel"), 0.0).float()
     generator = torch.Generator().manual_seed(seed)
     filters = torch.randn(FILTERS, image.shape[1], FILTER_SIDE, FILTER_SIDE, generator=generator)
-    parts = []
-    for few in image.split(CONVOLVED):
-        responses = F.conv2d(few, filters)
-        both = ((sign * responses + FILTER_BIAS).relu().mean(dim=(2, 3)) for sign in (1, -1))
-        parts.append(torch.cat(list(both), dim=1))
-    return torch.cat(parts).numpy()
+    return torch.stack([_two_sided(one, filters) for one in image]).float().numpy()
+
+
+def _two_sided(image: Tensor, filters: Tensor) -> Tensor:
+    """(band, y, x) -> (2 x K): means of the positive and of the negative responses beyond the bias, strip by strip."""
+    height, width = (side - FILTER_SIDE + 1 for side in image.shape[1:])
+    rows = max(1, RESPONSES // (len(filters) * width))
+    sums = torch.zeros(2, len(filters), dtype=torch.float64)
+    for top in range(0, height, rows):
+        responses = F.conv2d(image[:, top : top + rows + FILTER_SIDE - 1], filters)
+        sums += torch.stack([(sign * responses + FILTER_BIAS).relu_().sum(dim=(1, 2)) for sign in (1, -1)])
+    return (sums / (height * width)).flatten()
