@@ -143,9 +143,11 @@ def test_m11_the_trainer_starts_from_any_folder_and_asks_for_no_sparse_convoluti
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_m10_first_weights_are_small_and_the_references_have_a_spread_near_one() -> None:
+def test_m10_first_convolutions_keep_the_spread_of_their_input_and_the_references_have_weights_near_one() -> None:
     ours, dense, sparse = (mpmae(compat=compat, patch=16).encoder for compat in (None, "reference", "reference_sparse"))
-    assert ours.stages[2][0].dwconv.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(4))
+    assert ours.first_convolution(noise).std().item() == pytest.approx(1, rel=0.1)
+    assert ours.stages[2][0].dwconv.weight.std().item() == pytest.approx(1 / 7, rel=0.05)
     # A unit normal that is cut at -2 and 2 has a standard deviation of 0.88.
     assert dense.stages[2][0].dwconv.weight.std().item() == pytest.approx(0.88, rel=0.05)
     spreads = [one.stages[2][0].pwconv1.weight.std().item() for one in (ours, dense, sparse)]

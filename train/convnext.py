@@ -46,22 +46,25 @@ class Traits:
 
     grn_eps: added to the mean response. grn_over_batch: responses are those of the whole batch, not of each sample.
     masks_inside: hidden pixels are zero in every layer, not in the input alone. border_lost: the first convolution
-    is not padded, the second is instead. conv_std, linear_std: spread of the first weights in the encoder's layers.
+    is not padded, the second is instead. conv_std, linear_std: spread of the first weights in the encoder's layers;
+    conv_std None: 1 / sqrt(inputs of a filter), which keeps the spread of what comes in.
     """
 
     grn_eps: float
     grn_over_batch: bool
     masks_inside: bool
     border_lost: bool
-    conv_std: float
+    conv_std: float | None
     linear_std: float
 
 
-# Ours takes ConvNeXt V2's published epsilon and 0.02; the initialiser that MMEarth-train inherited means 0.02 too, but
-# overrides it with 1.0 for convolutions, and for the linear layers of the sparse encoder, which are of another class.
+# Ours takes ConvNeXt V2's published epsilon, and its 0.02 for linear layers. Norms follow the convolutions and undo
+# the size of their weights, but not that of a step relative to it: from 0.02 a step of 1e-3 turns a filter by 5 %,
+# and the first layers do not come to rest. The initialiser that MMEarth-train inherited means 0.02 too, but overrides
+# it with 1.0 for convolutions, and for the linear layers of the sparse encoder, which are of another class.
 TRAITS: dict[Compat | None, Traits] = {
     None: Traits(
-        grn_eps=1e-6, grn_over_batch=False, masks_inside=True, border_lost=False, conv_std=0.02, linear_std=0.02
+        grn_eps=1e-6, grn_over_batch=False, masks_inside=True, border_lost=False, conv_std=None, linear_std=0.02
     ),
     "reference": Traits(
         grn_eps=1e-4, grn_over_batch=False, masks_inside=False, border_lost=True, conv_std=1.0, linear_std=0.02
@@ -204,11 +207,16 @@ def _make_stem(encoder: ConvNeXtV2, bands: int, stem: Stem) -> None:
     encoder.stem = pair(depthwise)
 
 
-def draw_weights(module: nn.Module, generator: torch.Generator, *, conv_std: float, linear_std: float) -> None:
+def draw_weights(module: nn.Module, generator: torch.Generator, *, conv_std: float | None, linear_std: float) -> None:
     """Draw every map of ``module`` from a normal cut at -2 and 2 and zero its bias; norms and GRN stay as they are."""
     for one in module.modules():
         if isinstance(one, nn.Conv2d | nn.Linear):
-            std = conv_std if isinstance(one, nn.Conv2d) else linear_std
+            std = (conv_std or filter_std(one)) if isinstance(one, nn.Conv2d) else linear_std
             nn.init.trunc_normal_(one.weight, std=std, generator=generator)
             if one.bias is not None:
                 nn.init.zeros_(one.bias)
+
+
+def filter_std(convolution: nn.Conv2d) -> float:
+    """1 / sqrt(inputs of a filter): what comes out is as spread as what comes in."""
+    return float(convolution.weight[0].numel() ** -0.5)

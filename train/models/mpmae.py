@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mmbuild.errors import UserError
 from mmbuild.stream.transforms import Field as DataField
-from train.convnext import NORM_EPS, STAGE_STRIDE, Block, Compat, ConvNeXtV2, Stem, draw_weights
+from train.convnext import NORM_EPS, STAGE_STRIDE, Block, Compat, ConvNeXtV2, Stem, draw_weights, filter_std
 from train.losses import Losses, MultiTaskLoss, Task, Weighting, same_counts
 from train.masking import Places, removed_patches
 
@@ -90,21 +90,24 @@ class MPMAE(nn.Module):
         return tuple(task.name for task in self.tasks)
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """Draw every weight from ``generator``: truncated normal 0.02 for maps, 0 for biases and GRN, 1 for norms.
+        """Draw every weight from ``generator``: truncated normals for maps, 0 for biases and GRN, 1 for norms.
 
-        In compat with the reference's spread of 1.0 where it has convolutions, pixel-level heads among them.
+        Linear layers have a spread of 0.02, convolutions one that keeps the spread of their inputs; in compat the
+        reference's 1.0 where it has convolutions, pixel-level heads among them.
         """
         traits = self.encoder.traits
         draw_weights(self.encoder, generator, conv_std=traits.conv_std, linear_std=traits.linear_std)
         if self.compat is None:
             # Ground without a valid pixel is 0 in all channels; without a bias the norms after it would divide by the
             # root of their epsilon, one after the other, and its gradient would be 10^13 times that of all else.
-            nn.init.trunc_normal_(self.encoder.first_convolution.bias, std=traits.conv_std, generator=generator)
+            first = self.encoder.first_convolution
+            assert first.bias is not None, "the first convolution has a bias"
+            nn.init.trunc_normal_(first.bias, std=filter_std(first), generator=generator)
         for name, module in self.named_children():
             if name not in ("encoder", "heads"):
                 draw_weights(module, generator, conv_std=traits.conv_std, linear_std=0.02)
         for task in self.tasks:
-            std = traits.conv_std if task.level == "pixel" else 0.02
+            std = (traits.conv_std if task.level == "pixel" else None) or 0.02
             draw_weights(self.heads[task.name], generator, conv_std=std, linear_std=std)
         nn.init.normal_(self.mask_token, std=0.02, generator=generator)
 
