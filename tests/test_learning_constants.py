@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.learning import Constants, as_text
+from benchmarks.floors import Constants, forest_ratios
+from benchmarks.learning import as_text
 from tests.test_train_corrections import croma, croma_batch, mpmae, mpmae_batch
 from train.losses import IGNORE
 from train.validate import mean_losses
@@ -67,11 +68,28 @@ def test_the_floor_of_a_contrast_is_the_logarithm_of_the_candidates() -> None:
     assert floor["contrastive"] == pytest.approx(np.log(5))
 
 
+def test_a_forest_finds_what_statistics_tell_and_leaves_what_they_do_not() -> None:
+    def batch(samples: int, seed: int) -> dict[str, torch.Tensor]:
+        draw = torch.Generator().manual_seed(seed)
+        bright = torch.randn(samples, 1, generator=draw)
+        told = {"optic": bright[:, :, None, None] + torch.randn(samples, 3, 16, 16, generator=draw)}
+        told["climate"] = torch.cat([3 * bright, torch.randn(samples, 3, generator=draw)], dim=1)
+        masks = {f"{name}_mask": torch.ones_like(value, dtype=torch.bool) for name, value in told.items()}
+        masks["climate_mask"][::3, 0] = False
+        return {**told, **masks, "climate": torch.where(masks["climate_mask"], told["climate"], 1e6)}
+
+    found = forest_ratios(mpmae(), [batch(80, 1), batch(40, 2)], [batch(60, 3)])
+    # Three channels of noise with variance 1 stay; one of variance 9, a third of it missing, is found out.
+    assert found.keys() == {"optic", "climate"}
+    assert 3 / (3 + 6) < found["climate"] < 0.5
+    assert forest_ratios(croma(), [], []) == {}
+
+
 def test_a_report_says_what_was_not_scored() -> None:
-    task = {"task": "radar", "train": None, "val": None, "constant": None, "ratio": None, "reached": None}
+    task = {"task": "radar"} | dict.fromkeys(("train", "val", "constant", "ratio", "reached", "forest"))
     probe = {"label": "x", "about": "y", "counts": {"test": 0}, "majority": None, "scores": [], "differences": []}
     told = {"method": "croma", "samples": 3, "recipe": "r", "source": {}, "synthetic": False, "steps": 1}
     text = as_text(told | {"tasks": [task], "probe": probe | {"notes": ["not scored"]}})
     assert "3 real samples of r, 1 steps" in text
-    assert [cell.strip() for cell in text.splitlines()[4].split("|")[1:-1]] == ["radar", "-", "-", "-", "-", "-"]
+    assert [cell.strip() for cell in text.splitlines()[4].split("|")[1:-1]] == ["radar", *"------"]
     assert "note: not scored" in text
