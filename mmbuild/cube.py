@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import geopandas as gpd
     import xarray as xr
 
-CUBE = "cube.zarr"
+CUBE, LOCK = "cube.zarr", "recipe.lock.json"
 # Samples whose records are in memory together: with 13 modalities some 12 MB, and as much again for each step of work.
 SAMPLES_PER_PART = 1024
 # Zarr's sharding codec marks an absent inner chunk with the largest unsigned integer, twice (sharding spec, v1.0).
@@ -183,11 +183,14 @@ def _schema(columns: Sequence[str] | None) -> pa.Schema:
 
 
 def _read_lock(store: Store) -> dict[str, Any]:
+    """What was built; on an object store without asking first whether it is there, which would take as long again."""
     try:
-        lock: dict[str, Any] = json.loads(store.get("recipe.lock.json"))
+        if not store.is_local or store.exists(LOCK):
+            lock: dict[str, Any] = json.loads(store.get(LOCK))
+            return lock
     except FileNotFoundError:
-        raise UserError("there is no corpus here", store.url, "build one: mmbuild build RECIPE OUT") from None
-    return lock
+        pass
+    raise UserError("there is no corpus here", store.url, "build one: mmbuild build RECIPE OUT")
 
 
 def open_corpus(location: str | os.PathLike[str]) -> Corpus:
