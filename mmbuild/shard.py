@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -198,7 +198,12 @@ def _attempt(
             own = anchors[sample.slot]
             choices = choose_steps(sample, own, scenes.get(sample.slot, ()), recipe)
             when = next((anchored.when for anchored in own if anchored.status == "stored"), own[0].when)
-            jobs.append(Outcome(sample=sample, status="stored", anchor_time=when, choices=choices))
+            job = Outcome(sample=sample, status="stored", anchor_time=when, choices=choices)
+            # What has no scene will have no pixels: a place that cannot do without it is not read in vain.
+            if (rejected := _rejected(recipe, job, _readable(recipe, job))) is None:
+                jobs.append(job)
+            else:
+                rest.append(rejected)
 
     arrays = layouts(recipe)
 
@@ -348,15 +353,27 @@ def _read(recipe: Recipe, source: Source, arrays: Mapping[str, ArrayLayout], job
         if key in chips and not valid_mask(chips[key], modality.fill).any():
             del chips[key]
             choices[key] = replace(choice, status="no_data", reason="every value is masked")
-    missing = missing_chips(recipe, choices, chips)
-    pixels = [key for key in chips if not defs[choices[key].modality].is_derived]
-    if missing or not pixels:
-        reason = "; ".join(f"{key}: {choices[key].reason}" for key in missing) or "no modality has data here"
-        return Outcome(
-            sample=job.sample, status="rejected", reason=reason, anchor_time=job.anchor_time, choices=choices
-        )
+    job = replace(job, choices=choices)
+    rejected = _rejected(recipe, job, chips)
+    if rejected is not None:
+        return rejected
     stored = {key: packed(chip, arrays[choices[key].modality]) for key, chip in chips.items()}
-    return replace(job, choices=choices, chips=stored)
+    return replace(job, chips=stored)
+
+
+def _readable(recipe: Recipe, job: Outcome) -> list[str]:
+    """The chips that may have pixels: what has a scene, and what is derived."""
+    defs = recipe.modality_defs
+    return [key for key, choice in job.choices.items() if choice.scenes or defs[choice.modality].is_derived]
+
+
+def _rejected(recipe: Recipe, job: Outcome, there: Collection[str]) -> Outcome | None:
+    """The rejection of a sample that has only these chips, if it cannot do without others; or without any pixels."""
+    missing = missing_chips(recipe, job.choices, there)
+    if not missing and any(not recipe.modality_defs[job.choices[key].modality].is_derived for key in there):
+        return None
+    reason = "; ".join(f"{key}: {job.choices[key].reason}" for key in missing) or "no modality has data here"
+    return replace(job, status="rejected", reason=reason)
 
 
 def missing_chips(recipe: Recipe, choices: Mapping[str, Choice], chips: Iterable[str]) -> list[str]:
