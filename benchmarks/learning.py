@@ -11,7 +11,8 @@ The floor of a loss is that of the best constant: for squared errors the mean of
 under the same normalisation and masks; for classes their frequencies; for a contrast the logarithm of the number of
 candidates. Constants come from the train split; both are scored on val, with the same masks. The goal is 0.9 of it.
 Beside it stands what a random forest leaves of the constant's error that sees statistics of the whole image: near 1
-these tell nothing of the task after so few samples.
+these tell nothing of the task after so few samples. The lowest is the best of the looks at val while training: where
+it is far below the end, the model has learnt by heart since.
 
 The label of the probe was chosen before any result was seen: the grain of ESA WorldCover (train/labels.py), which
 depends on where classes lie and not on which they are or how much of each there is. CROMA and Scale-ALiBi never see
@@ -226,14 +227,22 @@ def report(name: str, method: Method, folder: Path) -> dict[str, Any]:
     """Score the run in ``folder``; plain values."""
     corpus, found = open_corpus(folder / "corpus"), open_checkpoint(folder / "run")
     lock = json.loads(corpus.store.get("recipe.lock.json"))
-    tasks = score_tasks(found, corpus)
+    tasks = [one.plain() for one in score_tasks(found, corpus)]
+    rows = log.read_rows(folder / "run" / "log.csv")
+    for one in tasks:
+        one["lowest"] = one["ratio"] and min(_looks(rows, log.VALIDATION + one["task"]).values()) / one["constant"]
     probed = probe(folder / "run", corpus, [method.label])
     return {
         "method": name, "recipe": method.recipe, "samples": lock["samples"], "source": lock["source"],
         "synthetic": corpus.synthetic, "steps": found.step,
-        "tasks": [one.plain() for one in tasks],
+        "tasks": tasks,
         "probe": probed["labels"][0], "normalisation": probed["normalisation"], "inputs": probed["inputs"],
     }  # fmt: skip
+
+
+def _looks(rows: Sequence[Mapping[str, float]], column: str) -> dict[float, float]:
+    """Loss by step, where it was looked at."""
+    return {row["step"]: row[column] for row in rows if row[column] == row[column]}
 
 
 def as_text(found: Mapping[str, Any]) -> str:
@@ -241,11 +250,11 @@ def as_text(found: Mapping[str, Any]) -> str:
     kind = "synthetic" if found["synthetic"] else "real"
     world = found["source"].get("world")
     about = f"{found['samples']} {kind} samples of {found['recipe']}{f' ({world})' if world else ''}"
-    rows = [("task", "train", "val", "constant", "val / constant", f"below {GOAL}", "forest")]
+    rows = [("task", "train", "val", "constant", "val / constant", f"below {GOAL}", "lowest", "forest")]
     for one in found["tasks"]:
         means = ("-" if one[key] is None else f"{one[key]:.4g}" for key in ("train", "val", "constant"))
-        ratio, forest = ("-" if one[key] is None else f"{one[key]:.3f}" for key in ("ratio", "forest"))
-        rows.append((one["task"], *means, ratio, {None: "-", True: "yes", False: "no"}[one["reached"]], forest))
+        ratio, *others = ("-" if one[key] is None else f"{one[key]:.3f}" for key in ("ratio", "lowest", "forest"))
+        rows.append((one["task"], *means, ratio, {None: "-", True: "yes", False: "no"}[one["reached"]], *others))
     name, *widths = (max(len(row[column]) for row in rows) for column in range(len(rows[0])))
     lines = [
         f"| {task:{name}} | " + " | ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)) + " |"
@@ -286,9 +295,8 @@ def draw(found: Mapping[str, Any], rows: Sequence[Mapping[str, float]], path: Pa
             (log.TASK, {"color": "tab:gray"}),
             (log.VALIDATION, {"color": "tab:blue", "marker": "."}),
         ):
-            points = [(row["step"], row[prefix + one["task"]]) for row in rows]
-            points = [(step, loss) for step, loss in points if loss == loss]
-            axis.plot(*zip(*points, strict=True), label="train" if prefix == log.TASK else "val", **style)
+            points = _looks(rows, prefix + one["task"])
+            axis.plot(list(points), list(points.values()), label="train" if prefix == log.TASK else "val", **style)
         if one["ratio"] is not None:
             axis.axhline(one["constant"], color="tab:red", label="best constant")
             axis.axhline(GOAL * one["constant"], color="tab:red", linestyle=":", label=f"{GOAL} x")

@@ -86,10 +86,10 @@ def test_a_forest_finds_what_statistics_tell_and_leaves_what_they_do_not() -> No
 
 
 def test_a_report_says_what_was_not_scored() -> None:
-    task = {"task": "radar"} | dict.fromkeys(("train", "val", "constant", "ratio", "reached", "forest"))
+    task = {"task": "radar"} | dict.fromkeys(("train", "val", "constant", "ratio", "reached", "lowest", "forest"))
     probe = {"label": "x", "about": "y", "counts": {"test": 0}, "majority": None, "scores": [], "differences": []}
     told = {"method": "croma", "samples": 3, "recipe": "r", "source": {}, "synthetic": False, "steps": 1}
     text = as_text(told | {"tasks": [task], "probe": probe | {"notes": ["not scored"]}})
     assert "3 real samples of r, 1 steps" in text
-    assert [cell.strip() for cell in text.splitlines()[4].split("|")[1:-1]] == ["radar", *"------"]
+    assert [cell.strip() for cell in text.splitlines()[4].split("|")[1:-1]] == ["radar", *"-------"]
     assert "note: not scored" in text
