@@ -49,6 +49,8 @@ class ImageTable:
         for some in self.unknown(slots):
             first = int(some[0])
             future = self._asked.get(first)
+            if future is None and self._known[some].all():
+                continue  # it ended since
             if future is None:
                 future = self._asked[first] = self._reader.requests.do(partial(self.load, some))
                 # An ended future keeps who waited for it, and so the memory of whole batches.
