@@ -7,6 +7,7 @@ byte of every cache line of every batch is read by the consumer.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import time
@@ -21,6 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 
 # What Python, numpy and torch take by themselves: a peer's own library counts as its memory.
 BASE_BYTES = psutil.Process().memory_info().rss
+# The fastest read an epoch in half a second, which no clock of a shared machine measures well.
+ENOUGH_S = 2.0
 Sample = dict[str, np.ndarray]
 Options = argparse.Namespace
 
@@ -82,7 +85,7 @@ def cpu_seconds() -> float:
 
 
 def run(batches: Callable[[Options], Any], write: Callable[[Path, Path, Options], None]) -> None:
-    """The command line of a peer: write once, then read: one epoch to warm up, the next is counted."""
+    """The command line of a peer: write once, then read: one epoch to warm up, the next ones are counted."""
     parser = argparse.ArgumentParser()
     parser.add_argument("action", choices=["write", "read"])
     parser.add_argument("--source", type=Path)
@@ -106,33 +109,39 @@ def run(batches: Callable[[Options], Any], write: Callable[[Path, Path, Options]
 
 
 def count(loader: Any, given: Options, began: float) -> dict[str, float]:
-    """The last epoch in numbers: the second one, or of a cold run the only one, with what opening took."""
+    """In numbers: the epochs after the first, for ENOUGH_S at least; or of a cold run the only one, with its opening."""
     first = None
-    result: dict[str, float] = {}
-    for _ in range(1 if given.cold else 2):
-        samples = nbytes = 0
-        start, cpu = time.perf_counter(), cpu_seconds()
-        memory: list[float] = []
+    samples = nbytes = 0
+    memory: list[float] = []
+    start, cpu = (began if given.cold else 0.0), cpu_seconds()
+    for epoch in itertools.count():
+        if epoch == 1:
+            samples = nbytes = 0
+            memory.clear()
+            start, cpu = time.perf_counter(), cpu_seconds()
         family: list[psutil.Process] = []
         stream = iter(loader)
+        of_epoch = 0
         for batch in stream:
             first = first or time.perf_counter() - began
             family = family or tree()
             touch(batch)
             n, size = size_of(batch)
-            samples, nbytes = samples + n, nbytes + size
+            of_epoch, nbytes = of_epoch + n, nbytes + size
             memory.append(resident_mb(family))
-            if samples >= given.samples:
+            if of_epoch >= given.samples:
                 break
-        seconds, used = time.perf_counter() - (began if given.cold else start), cpu_seconds() - cpu
-        half = len(memory) // 2
-        result = {
-            "samples_per_s": samples / seconds, "mb_per_s": nbytes / seconds / 1e6, "cpu_us": used / samples * 1e6,
-            "first_s": first, "rss_mb": max(memory), "grown_mb": max(memory[half:]) - max(memory[:half] or memory),
-            "samples": samples,
-        }  # fmt: skip
+        samples += of_epoch
+        seconds, used = time.perf_counter() - start, cpu_seconds() - cpu
         del stream
-    return result
+        if given.cold or (epoch and seconds >= ENOUGH_S):
+            break
+    half = len(memory) // 2
+    return {
+        "samples_per_s": samples / seconds, "mb_per_s": nbytes / seconds / 1e6, "cpu_us": used / samples * 1e6,
+        "first_s": first or 0.0, "rss_mb": max(memory), "grown_mb": max(memory[half:]) - max(memory[:half] or memory),
+        "samples": samples,
+    }  # fmt: skip
 
 
 def resident_mb(family: list[psutil.Process]) -> float:
