@@ -109,7 +109,7 @@ def run(batches: Callable[[Options], Any], write: Callable[[Path, Path, Options]
 
 
 def count(loader: Any, given: Options, began: float) -> dict[str, float]:
-    """In numbers: the epochs after the first, for ENOUGH_S at least; or of a cold run the only one, with its opening."""
+    """In numbers: epochs after the first, for ENOUGH_S at least; or of a cold run the only one, with its opening."""
     first = None
     samples = nbytes = 0
     memory: list[float] = []
