@@ -237,7 +237,7 @@ def main() -> None:
     print("share of the ideal rate min(40 / latency, 100/s), chips of 64 KB")
     for latency in LATENCIES_MS:
         for crew in CREWS:
-            found = throughput(latency, crew, 1024 if quick else 3072)
+            found = throughput(latency, crew, 2048 if quick else 3072)
             print(
                 f"  {latency:5} ms {crew:20} {found['rate']:6.1f}/s = {found['share']:4.0%}, refused "
                 f"{found['refused']:.0f}, peak {found['peak']:.0f} under way, CPU {found['cpu_ms']:.1f} ms a sample"
