@@ -232,6 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--folder", type=Path, default=None, help="where to write; on the disk that counts")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args(arguments)
+    if asked.folder is not None:
+        asked.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=asked.folder) as name:
         folder = Path(name)
         disk = disk_rate(folder)
