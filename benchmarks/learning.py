@@ -46,7 +46,7 @@ import torch  # noqa: E402
 from lightning_fabric import Fabric  # noqa: E402
 
 from benchmarks.floors import Constants, forest_ratios  # noqa: E402
-from mmbuild.cube import Corpus, open_corpus  # noqa: E402
+from mmbuild.cube import LOCK, Corpus, open_corpus  # noqa: E402
 from train import log  # noqa: E402
 from train.checkpoint import Checkpoint, find, open_checkpoint  # noqa: E402
 from train.config import model_file, read_dumped  # noqa: E402
@@ -145,7 +145,7 @@ def is_finished(corpus: Path, source: Sequence[str]) -> bool:
     """It holds what is asked for and has a catalogue; then it stays, also when the offline Earth has changed since."""
     if not (corpus / "items.parquet").exists():
         return False
-    samples = json.loads((corpus / "recipe.lock.json").read_text())["samples"]
+    samples = json.loads((corpus / LOCK).read_text())["samples"]
     return "--samples" not in source or str(samples) == source[source.index("--samples") + 1]
 
 
@@ -226,7 +226,7 @@ def score_tasks(found: Checkpoint, corpus: Corpus) -> list[TaskScore]:
 def report(name: str, method: Method, folder: Path) -> dict[str, Any]:
     """Score the run in ``folder``; plain values."""
     corpus, found = open_corpus(folder / "corpus"), open_checkpoint(folder / "run")
-    lock = json.loads(corpus.store.get("recipe.lock.json"))
+    lock = corpus.lock
     tasks = [one.plain() for one in score_tasks(found, corpus)]
     rows = log.read_rows(folder / "run" / "log.csv")
     for one in tasks:

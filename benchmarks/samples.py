@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mmbuild.build import build_corpus
-from mmbuild.cube import Corpus, chip_digest, open_corpus, pack_shard
+from mmbuild.cube import LOCK, Corpus, chip_digest, open_corpus, pack_shard
 from mmbuild.finish import finish
 from mmbuild.recipe import load_recipe
 from mmbuild.records import committed_shards, write_record
@@ -43,7 +43,7 @@ def make(folder: Path, samples: int, *, overrides: tuple[str, ...] = ()) -> Corp
 def _replicate(unique: Corpus, out: Path, samples: int) -> None:
     store = open_store(out)
     lock = dict(unique.lock) | {"samples": samples}
-    store.put("recipe.lock.json", json.dumps(lock).encode())
+    store.put(LOCK, json.dumps(lock).encode())
     corpus = open_corpus(out)
     write_tree(store, corpus.layouts, samples, None, {"name": corpus.recipe.name})
     rows_of: dict[int, list[dict[str, object]]] = {}

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from mmbuild.cube import Corpus, layouts, open_corpus, packing_reasons, put_if_changed
+from mmbuild.cube import LOCK, Corpus, layouts, open_corpus, packing_reasons, put_if_changed
 from mmbuild.errors import QuotaStop, UserError
 from mmbuild.finish import finish
 from mmbuild.governor import Governor
@@ -178,7 +178,7 @@ def _prepare(store: Store, recipe: Recipe, spec: SourceSpec, samples: int | None
     _check_sources(spec)
     source = open_source(spec, recipe.known_modalities, {}, gate)
     _check_compute(gate.budget, source)
-    old = json.loads(store.get("recipe.lock.json")) if store.exists("recipe.lock.json") else None
+    old = json.loads(store.get(LOCK)) if store.exists(LOCK) else None
     if old is None and any(key.startswith(("cube.zarr/", "shards/")) for key in store.list()):
         raise UserError("there are files of something else here", store.url, "build into an empty folder")
     lock = _lock(recipe, source.identity())
@@ -189,7 +189,7 @@ def _prepare(store: Store, recipe: Recipe, spec: SourceSpec, samples: int | None
     step("checked")
     places = _locations(store, recipe, samples or recipe.samples, source)
     lock["samples"] = int(places["slot"].max()) + 1
-    put_if_changed(store, "recipe.lock.json", json.dumps(lock, indent=1, ensure_ascii=False).encode())
+    put_if_changed(store, LOCK, json.dumps(lock, indent=1, ensure_ascii=False).encode())
     step("locked")
     put_if_changed(store, "locations.parquet", _geoparquet(places))
     step("located")

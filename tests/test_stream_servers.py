@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.remote import range_server
@@ -93,3 +94,18 @@ def test_memory_of_batches_is_used_again_and_image_level_values_are_asked_for_on
         pixels = 2 * shards * (len(MODALITIES) - images)
         assert shards * images < asked.requests <= shards * images + pixels
         assert loader._assembly.blocks.made <= 4
+
+
+def test_a_shard_that_arrives_while_its_absence_is_looked_at_is_not_asked_for_again(tiny: TinyCorpus) -> None:
+    with range_server(tiny.path, latency_s=0.0) as url:
+        table = next(iter(make(url)._assembly._images.values()))
+        look, slots = table.unknown, np.arange(3)
+
+        def late(slots: np.ndarray) -> list[np.ndarray]:
+            found = look(slots)
+            for some in found:
+                table.load(some)
+            return found
+
+        table.unknown = late  # type: ignore[method-assign]
+        assert table.ask(slots) == []

@@ -113,7 +113,7 @@ def count(loader: Any, given: Options, began: float) -> dict[str, float]:
     first = None
     samples = nbytes = 0
     memory: list[float] = []
-    start, cpu = (began if given.cold else 0.0), cpu_seconds()
+    start, cpu = began, cpu_seconds()
     for epoch in itertools.count():
         if epoch == 1:
             samples = nbytes = 0

@@ -23,6 +23,7 @@ import yaml
 
 from mmbuild.commit import valid_mask
 from mmbuild.cube import (
+    LOCK,
     ArrayLayout,
     Corpus,
     chip_digest,
@@ -182,8 +183,8 @@ def _prepare(store: Store, foreign: Foreign, recipe: Recipe) -> None:
         "packing": packing_reasons(recipe),
         "versions": {"mmbuild": version("mmbuild"), "numcodecs": version("numcodecs")},
     }  # fmt: skip
-    if store.exists("recipe.lock.json"):
-        old = json.loads(store.get("recipe.lock.json"))
+    if store.exists(LOCK):
+        old = json.loads(store.get(LOCK))
         for key in ("source", "digest", "samples"):
             if old[key] != lock[key]:
                 raise UserError(
@@ -196,7 +197,7 @@ def _prepare(store: Store, foreign: Foreign, recipe: Recipe) -> None:
     resolved = yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True)
     put_if_changed(store, "recipe.yaml", resolved.encode())
     write_tree(store, layouts(recipe), len(foreign.places), None, {"name": recipe.name})
-    store.put("recipe.lock.json", json.dumps(lock, indent=1, ensure_ascii=False).encode())
+    store.put(LOCK, json.dumps(lock, indent=1, ensure_ascii=False).encode())
 
 
 def _locations(foreign: Foreign, recipe: Recipe) -> bytes:

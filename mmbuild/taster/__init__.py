@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmbuild.commit import keep, write
-from mmbuild.cube import Corpus, layouts, open_corpus, packing_reasons, put_if_changed
+from mmbuild.cube import LOCK, Corpus, layouts, open_corpus, packing_reasons, put_if_changed
 from mmbuild.errors import UserError
 from mmbuild.finish import finish
 from mmbuild.records import committed_shards, read_record, record_key, write_record
@@ -27,7 +27,7 @@ from mmbuild.taster.cut import Cutter, Shape, moved_locations, recipe_of, shape_
 from mmbuild.taster.labels import Samples, land_cover_of, read_labels
 from mmbuild.taster.strata import MEASURE, distances, stratified_order
 
-LOCK, REQUEST = "recipe.lock.json", "runs/taster.json"
+REQUEST = "runs/taster.json"
 # Samples that are copied side by side: each waits for its own ranges of the parent.
 _THREADS = 8
 Progress = Callable[[int], None]

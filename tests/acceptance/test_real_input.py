@@ -1,4 +1,4 @@
-"""Issue 2: real satellite files go through the genuine client and protocol, and come out as the files say."""
+"""Real satellite files go through the genuine client and protocol, and come out as the files say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Issue 3: `mmbuild sandbox` limits, breaks and counts as its options say, and outruns the client when canned."""
+"""`mmbuild sandbox` limits, breaks and counts as its options say, and outruns the client when canned."""
 
 from __future__ import annotations
 
