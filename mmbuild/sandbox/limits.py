@@ -217,10 +217,14 @@ def profile_cost_s(profile: str) -> float:
         raise EarthEngineError(f"Profile '{profile}' not found.", 404, "NOT_FOUND") from error
 
 
+_ONE_AT_A_TIME = threading.Lock()
+
+
 @lru_cache(maxsize=256)
 def _npy_values(header: bytes) -> int:
     """Pixels times bands of an NPY file with this header."""
-    about = ast.literal_eval(header.decode("utf-8"))
+    with _ONE_AT_A_TIME:  # side by side they may fail in CPython 3.11 before 3.11.8: python/cpython issue 106905
+        about = ast.literal_eval(header.decode("utf-8"))
     count = len(about["descr"]) if isinstance(about["descr"], list) else 1
     for side in about["shape"]:
         count *= side

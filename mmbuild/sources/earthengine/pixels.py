@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import io
 import math
+import threading
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -65,13 +68,28 @@ def chips(raw: bytes, asked: Sequence[Modality], shape: tuple[int, int]) -> list
 
 def _array_in(raw: bytes) -> np.ndarray:
     """The array of an NPY file where it lies: numpy's own reader would hold an answer of 20 MB twice."""
-    stream = io.BytesIO(raw)
-    version = np.lib.format.read_magic(stream)
-    if version not in _HEADERS:
+    version = np.lib.format.read_magic(io.BytesIO(raw))
+    if version not in _LENGTH_BYTES:
         raise ValueError(f"NPY version {version}")
-    shape, is_fortran, dtype = _HEADERS[version](stream, max_header_size=NPY_HEADER_BYTES)
-    values = np.frombuffer(raw, dtype, count=math.prod(shape), offset=stream.tell())
+    start = np.lib.format.MAGIC_LEN + _LENGTH_BYTES[version]
+    end = start + int.from_bytes(raw[np.lib.format.MAGIC_LEN : start], "little")
+    shape, is_fortran, dtype = _header(version, raw[np.lib.format.MAGIC_LEN : end])
+    values = np.frombuffer(raw, dtype, count=math.prod(shape), offset=end)
     return values.reshape(shape, order="F" if is_fortran else "C")
 
 
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+@lru_cache(maxsize=256)
+def _header(version: tuple[int, int], header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether columns come first, and dtype; all samples that ask for the same get the same header.
+
+    numpy reads it with ast.literal_eval. In CPython 3.11 before 3.11.8, threads that do so side by side may spoil each
+    other's count of nested nodes and fail with SystemError (python/cpython issue 106905), so they take turns.
+    """
+    read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
+    with _TURN:
+        return read(io.BytesIO(header), max_header_size=NPY_HEADER_BYTES)
+
+
+# Bytes of a header's length by version of the format.
+_LENGTH_BYTES = {(1, 0): 2, (2, 0): 4}
+_TURN = threading.Lock()
