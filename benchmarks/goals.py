@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 Result = dict[str, float]
-Medians = dict[str, Result]
-Value = Callable[[dict[str, Medians]], float]
+# By peer.
+Results = dict[str, Result]
+Value = Callable[[dict[str, Results]], float]
 # What people train with; TensorStore and zarr-python read the corpus itself.
 TRAINERS = ("litdata_raw", "mosaicml_raw", "webdataset_blosc", "lmdb_blosc", "hdf5")
 PEERS = (*TRAINERS, "tensorstore_cube")
@@ -32,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What a row has to reach; value: from the medians of all rows."""
+    """What a row has to reach; value: from what one round gave in all rows."""
 
     row: str
     unit: str
@@ -66,7 +68,7 @@ ROWS = {
 def over(row: str, peers: Sequence[str]) -> Value:
     """Ours beside the fastest of these peers."""
 
-    def ratio(found: dict[str, Medians]) -> float:
+    def ratio(found: dict[str, Results]) -> float:
         rates = [found[row][peer]["samples_per_s"] for peer in peers if peer in found[row]]
         return found[row]["ours"]["samples_per_s"] / max(rates)
 
@@ -102,15 +104,21 @@ GOALS = (
 )  # fmt: skip
 
 
-def judged(found: dict[str, Medians]) -> list[dict[str, Any]]:
-    """Each goal of the rows that were measured; None where another row or a peer that it needs was left out."""
-    return list(_judged(found))
+def judged(rounds: dict[str, list[Results]]) -> list[dict[str, Any]]:
+    """Each goal of the rows that were measured; None where another row or a peer that it needs was left out.
+
+    rounds: by row, what each round gave. The value is the median over the rounds of their own values: rates of a shared
+    machine rise and fall together, ratios of one round less so.
+    """
+    return list(_judged(rounds))
 
 
-def _judged(found: dict[str, Medians]) -> Iterator[dict[str, Any]]:
-    for goal in [goal for goal in GOALS if goal.row in found]:
+def _judged(rounds: dict[str, list[Results]]) -> Iterator[dict[str, Any]]:
+    number = min((len(results) for results in rounds.values()), default=0)
+    each = [{row: results[k] for row, results in rounds.items()} for k in range(number)]
+    for goal in [goal for goal in GOALS if goal.row in rounds]:
         try:
-            value: float | None = goal.value(found)
+            value: float | None = statistics.median(goal.value(found) for found in each)
         except (KeyError, ValueError):
             value = None
         reached = None if value is None else (value <= goal.goal if goal.at_most else value >= goal.goal)

@@ -4,7 +4,8 @@
 
 Every peer has an environment and a process of its own (made in FOLDER and kept: 16 GB), gives stored dtypes without
 masks, and has a byte of every cache line of every batch read. Samples: benchmarks/samples.py; they are synthetic.
-Numbers are the medians of the rounds; JSON has them all. Machines that do other work meanwhile give other ratios.
+Numbers are the medians of the rounds, ratios those of each round's own; JSON has them all. Machines that do other work
+meanwhile give other ratios.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.environments import environment
-from benchmarks.goals import ROWS, TRAINERS, Medians, Result, Row, judged
+from benchmarks.goals import ROWS, TRAINERS, Result, Results, Row, judged
 from benchmarks.remote import range_server
 from benchmarks.samples import make
 from mmbuild.cube import Corpus
@@ -54,15 +55,16 @@ def main() -> None:
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     print(f"{corpus!r}\n{machine}, load {os.getloadavg()[0]:.1f} at the start; medians of {given.rounds}", flush=True)
     weights = sizes(given.folder, corpus, ready)
-    found: dict[str, Medians] = {}
+    rounds: dict[str, list[Results]] = {}
     for name, row in rows.items():
-        found[name] = measure(row, ready, given)
-        show(row, found[name])
-    goals = judged(found)
+        rounds[name] = measure(row, ready, given)
+        show(row, medians(rounds[name]))
+    goals = judged(rounds)
     table(goals)
-    result = {"machine": machine, "samples": given.samples, "rounds": given.rounds, "bytes_a_sample": weights}
+    found = {name: medians(results) for name, results in rounds.items()}
+    result = {"machine": machine, "samples": given.samples, "bytes_a_sample": weights, "goals": goals}
     told = given.json or given.folder / "loading.json"
-    told.write_text(json.dumps(result | {"goals": goals, "rows": found}, indent=1))
+    told.write_text(json.dumps(result | {"rows": found, "rounds": rounds}, indent=1))
     print(f"\nwritten to {told}")
 
 
@@ -122,16 +124,20 @@ def sizes(folder: Path, corpus: Corpus, ready: dict[str, Path]) -> dict[str, flo
     return weights
 
 
-def measure(row: Row, stores: dict[str, Path], given: argparse.Namespace) -> Medians:
+def measure(row: Row, stores: dict[str, Path], given: argparse.Namespace) -> list[Results]:
     """Every peer once a round, so that what else the machine does meets them alike."""
-    rounds: dict[str, list[Result]] = {name: [] for name in row.peers if name.split(":")[0] in stores}
+    rounds: list[Results] = []
     for number in range(given.rounds):
-        for name, results in rounds.items():
-            results.append(once(row, name, stores[name.split(":")[0]], given))
-            last = results[-1]
+        rounds.append({})
+        for name in [name for name in row.peers if name.split(":")[0] in stores]:
+            rounds[-1][name] = last = once(row, name, stores[name.split(":")[0]], given)
             told = f"{last['samples_per_s']:.0f}/s, {last['cpu_us']:.0f} us CPU, first batch {last['first_s']:.2f} s"
             print(f"  round {number + 1}: {name} {told}", file=sys.stderr, flush=True)
-    return {name: {k: statistics.median(r[k] for r in results) for k in KEYS} for name, results in rounds.items()}
+    return rounds
+
+
+def medians(rounds: list[Results]) -> Results:
+    return {name: {key: statistics.median(r[name][key] for r in rounds) for key in KEYS} for name in rounds[0]}
 
 
 def once(row: Row, name: str, store: Path, given: argparse.Namespace) -> Result:
@@ -158,7 +164,7 @@ def _result(name: str, command: list[str], folder: Path, environ: dict[str, str]
     return result
 
 
-def show(row: Row, found: Medians) -> None:
+def show(row: Row, found: Results) -> None:
     print(f"\n{row.title}\n  {'':18s} samples/s     MB/s  CPU us  first s  RSS MB  grown MB")
     for peer, r in sorted(found.items(), key=lambda item: -item[1]["samples_per_s"]):
         rates = f"{r['samples_per_s']:9.0f} {r['mb_per_s']:8.0f} {r['cpu_us']:7.0f}"

@@ -156,19 +156,36 @@ def test_far_neighbours_and_long_runs_are_fetched_apart(tiny: TinyCorpus, monkey
     assert len(plan.ranges(chunks)) == len(chunks)
 
 
-@pytest.mark.parametrize("parts", [1, 2, 7, 1000])
-def test_work_is_cut_into_equal_parts_that_cover_every_chunk(tiny: TinyCorpus, parts: int) -> None:
+@pytest.mark.parametrize("threads", [1, 2, 7, 1000])
+def test_work_is_cut_into_shrinking_parts_that_cover_every_chunk_once(tiny: TinyCorpus, threads: int) -> None:
     tables = list(Reader(tiny.open()).tables.values())
     chunks = plan.find_chunks(tables, np.arange(SLOTS))
-    cuts = plan.equal_parts(chunks, tables, parts)
-    assert [low for low, _ in cuts] + [len(chunks)] == [0] + [high for _, high in cuts]
-    assert len(cuts) <= parts
+    cuts = plan.shrinking_parts(chunks, tables, threads)
+    assert [high for _, high in cuts] + [0] == [len(chunks)] + [low for low, _ in cuts]
     size = {
-        i: table.layout.modality.np_dtype.itemsize * int(np.prod(table.layout.chip)) for i, table in enumerate(tables)
+        i: plan.CALL_BYTES + table.layout.modality.np_dtype.itemsize * int(np.prod(table.layout.chip))
+        for i, table in enumerate(tables)
     }
     costs = [sum(size[row[0]] for row in chunks.rows(*cut)) for cut in cuts]
-    assert max(costs) <= sum(costs) / parts + max(size.values())
-    assert plan.equal_parts(plan.find_chunks(tables, np.arange(0)), tables, parts) == []
+    left = sum(costs)
+    for cost in costs:
+        assert (
+            0 < cost <= max(left / (2 * threads), sum(costs) / (plan.SMALLEST_PARTS * threads)) + 2 * max(size.values())
+        )
+        left -= cost
+    assert plan.shrinking_parts(plan.find_chunks(tables, np.arange(0)), tables, threads) == []
+
+
+def test_threads_that_take_part_after_part_end_within_a_part_of_each_other(tiny: TinyCorpus) -> None:
+    """A thread that was held up for a quarter of the work costs no more than one smallest part in the end."""
+    tables = list(Reader(tiny.open()).tables.values())
+    chunks = plan.find_chunks(tables, np.tile(np.arange(SLOTS), 50))
+    cost = np.array([table.layout.modality.np_dtype.itemsize * int(np.prod(table.layout.chip)) for table in tables])
+    cost = cost[chunks.member] + plan.CALL_BYTES
+    until = [cost.sum() // 4, 0]
+    for low, high in plan.shrinking_parts(chunks, tables, 2):
+        until[int(np.argmin(until))] += cost[low:high].sum()
+    assert abs(until[0] - until[1]) <= cost.sum() / (plan.SMALLEST_PARTS * 2) + 2 * cost.max()
 
 
 @pytest.mark.parametrize("place", ["first byte", "middle", "checksum"])

@@ -35,9 +35,9 @@ class Member:
     bands: np.ndarray | None
 
 
-@dataclass(kw_only=True)
-class Parts:
-    """A batch under way.
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """What is known of a batch before it has memory.
 
     levels: by field, which member each sample's values come from, -1 for none. moments: (n,) which time step each
     sample is asked for, modulo the number that a modality has; None for all of them.
@@ -46,11 +46,19 @@ class Parts:
     ids: list[str]
     positions: np.ndarray
     slots: np.ndarray
-    geometry: Geometry
-    arrays: dict[str, np.ndarray]
-    levels: dict[str, np.ndarray]
-    targets: list[Target]
     moments: np.ndarray | None
+    geometry: Geometry
+    levels: dict[str, np.ndarray]
+    chunks: plan.Chunks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """A batch under way: its memory, and where in it the chips of each member go."""
+
+    outline: Outline
+    arrays: dict[str, np.ndarray]
+    targets: list[Target]
 
 
 class Assembly:
@@ -99,10 +107,23 @@ class Assembly:
         """Sent to another process, it makes its own memory there, and plain."""
         return (_again, (self._made_of, self._options))
 
+    def outline(self, positions: np.ndarray, epoch: int) -> Outline:
+        """All that can be said of a batch ahead of its turn."""
+        ids, slots = self.samples.ids_at(positions), self.samples.slots[positions]
+        moments = self._moments(positions, epoch)
+        geometry = transforms.choose_geometry(ids, self._units, augment=self._augment, seed=self._seed, epoch=epoch)
+        levels = {one.name: self._levels(one, slots, moments) for one in self.fields}
+        return Outline(
+            ids=ids, positions=positions, slots=slots, moments=moments, geometry=geometry, levels=levels,
+            chunks=self._chunks(slots, moments, levels),
+        )  # fmt: skip
+
     def chunks(self, positions: np.ndarray, epoch: int) -> plan.Chunks:
         """The chunks that samples need: of alternatives only those of the member that is taken, at their time steps."""
         slots, moments = self.samples.slots[positions], self._moments(positions, epoch)
-        levels = {one.name: self._levels(one, slots, moments) for one in self._in_block}
+        return self._chunks(slots, moments, {one.name: self._levels(one, slots, moments) for one in self._in_block})
+
+    def _chunks(self, slots: np.ndarray, moments: np.ndarray | None, levels: dict[str, np.ndarray]) -> plan.Chunks:
         wanted = [levels[m.field.name] == m.place for m in self._decoded]
         return plan.find_chunks(self.tables, slots, wanted, [_steps(table, moments) for table in self.tables])
 
@@ -114,25 +135,19 @@ class Assembly:
         """The same on an object store, asked for at once: what is tiny waits for latency only."""
         return [future for table in self._images.values() for future in table.ask(slots)]
 
-    def begin(self, positions: np.ndarray, epoch: int) -> Parts:
+    def begin(self, outline: Outline) -> Parts:
         """Memory for a batch, with every place that no chip will fill marked as missing."""
-        ids, slots = self.samples.ids_at(positions), self.samples.slots[positions]
-        moments = self._moments(positions, epoch)
-        geometry = transforms.choose_geometry(ids, self._units, augment=self._augment, seed=self._seed, epoch=epoch)
+        slots, levels = outline.slots, outline.levels
         arrays = self.blocks.take(len(slots))
-        levels = {one.name: self._levels(one, slots, moments) for one in self.fields}
-        targets = [self._target(m, arrays, geometry) for m in self._decoded]
+        targets = [self._target(m, arrays, outline.geometry) for m in self._decoded]
         for member, target in zip(self._decoded, targets, strict=True):
             taken = levels[member.field.name] == member.place
-            absent = taken[:, None] & (_at(member.table.length, slots, _steps(member.table, moments)) == 0)
+            absent = taken[:, None] & (_at(member.table.length, slots, _steps(member.table, outline.moments)) == 0)
             if member.place == 0:
                 absent |= (levels[member.field.name] < 0)[:, None]
             if absent.any():
                 target.clear(*np.nonzero(absent))
-        return Parts(
-            ids=ids, positions=positions, slots=slots, geometry=geometry, arrays=arrays, levels=levels, targets=targets,
-            moments=moments,
-        )  # fmt: skip
+        return Parts(outline=outline, arrays=arrays, targets=targets)
 
     def _moments(self, positions: np.ndarray, epoch: int) -> np.ndarray | None:
         if self._time == "all":
@@ -144,25 +159,25 @@ class Assembly:
 
     def finish(self, parts: Parts) -> dict[str, Any]:
         """The entries of a batch whose chips are all in place, as numpy arrays."""
-        samples = self.samples
-        batch: dict[str, Any] = {"id": parts.ids, "index": parts.slots}
+        samples, outline = self.samples, parts.outline
+        batch: dict[str, Any] = {"id": outline.ids, "index": outline.slots}
         for name in ("lon", "lat", "time"):
-            batch[name] = getattr(samples, name)[parts.positions]
-        if parts.moments is not None:
-            batch["step"] = parts.moments % max(table.layout.times for table in self.reader.tables.values())
+            batch[name] = getattr(samples, name)[outline.positions]
+        if outline.moments is not None:
+            batch["step"] = outline.moments % max(table.layout.times for table in self.reader.tables.values())
         taken = {
-            name: _at_steps(image.take(parts.slots), _steps(image.table, parts.moments))
+            name: _at_steps(image.take(outline.slots), _steps(image.table, outline.moments))
             for name, image in self._images.items()
         }
         for one in self.fields:
             if one.members[0].name in self._images:
-                batch |= self._image_entries(one, taken, parts)
+                batch |= self._image_entries(one, taken, outline.levels)
             else:
                 batch[one.name] = parts.arrays[one.name]
                 if not self.raw:
                     batch[f"{one.name}_mask"] = parts.arrays[f"{one.name}_mask"]
-            level = parts.levels[one.name]
-            batch[f"{one.name}_time"] = self._times(one, level, parts)
+            level = outline.levels[one.name]
+            batch[f"{one.name}_time"] = self._times(one, level, outline)
             if one.shape[0] == 1:
                 for key in (one.name, f"{one.name}_mask", f"{one.name}_time"):
                     if key in batch:
@@ -171,11 +186,13 @@ class Assembly:
                 batch[f"{one.name}_level"] = level
         return batch
 
-    def _image_entries(self, one: Field, taken: dict[str, Chips], parts: Parts) -> dict[str, np.ndarray]:
+    def _image_entries(
+        self, one: Field, taken: dict[str, Chips], levels: dict[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
         if self.raw:
-            return {one.name: _chosen(one, taken, parts.levels[one.name])}
+            return {one.name: _chosen(one, taken, levels[one.name])}
         values: Values = transforms.transform(one, taken)
-        parts.levels[one.name] = values.level
+        levels[one.name] = values.level
         return {one.name: values.data, f"{one.name}_mask": values.mask}
 
     def _levels(self, one: Field, slots: np.ndarray, moments: np.ndarray | None) -> np.ndarray:
@@ -186,12 +203,12 @@ class Assembly:
             level[_at(table.length, slots, _steps(table, moments)).any(axis=1)] = place
         return level
 
-    def _times(self, one: Field, level: np.ndarray, parts: Parts) -> np.ndarray:
+    def _times(self, one: Field, level: np.ndarray, outline: Outline) -> np.ndarray:
         """(n, time) UTC seconds of the member that each sample's values come from."""
         times = np.full((len(level), one.shape[0]), NO_TIME, dtype=np.int64)
         for place, modality in enumerate(one.members):
             table, rows = self.reader.tables[modality.name], level == place
-            times[rows] = _at(table.epoch_s, parts.slots, _steps(table, parts.moments))[rows]
+            times[rows] = _at(table.epoch_s, outline.slots, _steps(table, outline.moments))[rows]
         return times
 
     def _target(self, member: Member, arrays: dict[str, np.ndarray], geometry: Geometry) -> Target:

@@ -248,13 +248,12 @@ class Loader(IterableDataset[Batch]):
     def one(self, position: int) -> Batch:
         """A sample by its place in the catalogue, read in the calling thread: a batch without its first axis."""
         where = np.array([position], dtype=np.int64)
-        slots = self._samples.slots[where]
         with np.errstate(all="ignore"):
-            parts = self._assembly.begin(where, self._epoch)
-            for load in self._assembly.loads(slots):
+            outline = self._assembly.outline(where, self._epoch)
+            parts = self._assembly.begin(outline)
+            for load in self._assembly.loads(outline.slots):
                 load()
-            chunks = self._assembly.chunks(where, self._epoch)
-            self._reader.fill_now(chunks, parts.targets)
+            self._reader.fill_now(outline.chunks, parts.targets)
             batch = self._uploads.send(self._assembly.finish(parts))
         return {key: value[0] for key, value in batch.items()} | {"gsd": self._gsd(), "epoch": self._epoch}
 

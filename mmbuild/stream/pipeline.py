@@ -19,15 +19,13 @@ from typing import Any
 import numpy as np
 
 from mmbuild.stream import plan
-from mmbuild.stream.assembly import Assembly, Parts
+from mmbuild.stream.assembly import Assembly, Outline, Parts
 from mmbuild.stream.chunks import Encoded
 from mmbuild.stream.reader import Row
 
 # Bytes of batches that no thread works on yet beyond which no later one is asked for: at least one batch is, so that
 # bytes travel while others are decoded.
 FETCH_AHEAD_BYTES = 64 * 2**20
-# Parts of work a thread and batch: enough that threads end a batch together, few enough to cost nothing.
-PARTS_PER_THREAD = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +40,13 @@ class Step:
 
 @dataclass(kw_only=True)
 class Job:
-    """A step that is under way; asked: bytes that were asked for on its account."""
+    """A step that is under way; asked: bytes that were asked for on its account; following: the one after it."""
 
     step: Step
     asked: int = 0
     parts: Parts | None = None
-    chunks: plan.Chunks | None = None
+    outline: Outline | None = None
+    following: Job | None = None
     pending: int = 1
     error: BaseException | None = None
     result: dict[str, Any] = field(default_factory=dict)
@@ -127,6 +126,9 @@ class Pipeline:
             job = self._planned.popleft()
             self._ahead -= job.asked
             admitted.append(job)
+            if not self._remote and not self._planned and self._next < len(self._steps):
+                self._plan()
+                job.following = self._planned[0]
             self._queue.put(partial(self._begin, job))
 
     def _ask_ahead(self) -> None:
@@ -141,18 +143,16 @@ class Pipeline:
         self._next += 1
         if self._remote:
             loads = self._assembly.asks(step.slots)
-            job.chunks = self._assembly.chunks(step.positions, self._epoch)
-            self._ask(job, self._next - 1)
+            self._ask(job, self._outlined(job).chunks, self._next - 1)
             with job.lock:
                 job.pending += len(loads)
             for load in loads:
                 load.add_done_callback(partial(self._loaded, job))
             self._ahead += job.asked
 
-    def _ask(self, job: Job, number: int) -> None:
+    def _ask(self, job: Job, own: plan.Chunks, number: int) -> None:
         """Ask for the bytes of a batch, or of what the rest of the epoch needs of its groups."""
-        assert job.chunks is not None
-        chunks = job.chunks
+        chunks = own
         if self._later is not None and job.step.groups is not None:
             new = sorted(set(job.step.groups.tolist()) - self._opened)
             self._opened.update(new)
@@ -160,7 +160,7 @@ class Pipeline:
         for low, high in plan.ranges(chunks):
             job.asked += self._request(chunks, low, high)
         groups: dict[int, tuple[Span, list[Row]]] = {}
-        for row in job.chunks.rows(0, len(job.chunks)):
+        for row in own.rows(0, len(own)):
             span = self._spans.pop((row[0], row[4], row[6]), None)
             if span is not None:
                 groups.setdefault(id(span), (span, []))[1].append(row)
@@ -226,16 +226,22 @@ class Pipeline:
                 return
         self._queue.put(partial(self._decode_span, job, span, rows))
 
+    def _outlined(self, job: Job) -> Outline:
+        with job.lock:
+            if job.outline is None:
+                job.outline = self._assembly.outline(job.step.positions, self._epoch)
+            return job.outline
+
     def _begin(self, job: Job) -> None:
         """Make room for a batch and hand out its work."""
         with self._guard(job):
-            parts = self._assembly.begin(job.step.positions, self._epoch)
-            loads = [] if self._remote else self._assembly.loads(job.step.slots)
+            outline = self._outlined(job)
+            parts = self._assembly.begin(outline)
+            loads: list[Callable[[], None]] = []
             pieces: list[tuple[int, int]] = []
-            if job.chunks is None:
-                job.chunks = self._assembly.chunks(job.step.positions, self._epoch)
-                tables = self._assembly.tables
-                pieces = plan.equal_parts(job.chunks, tables, self._threads * PARTS_PER_THREAD)
+            if not self._remote:
+                loads = self._assembly.loads(outline.slots)
+                pieces = plan.shrinking_parts(outline.chunks, self._assembly.tables, self._threads)
             with job.lock:
                 job.pending += len(pieces) + len(loads)
                 job.parts = parts
@@ -243,18 +249,24 @@ class Pipeline:
             for load in loads:
                 self._queue.put(partial(self._do, job, load))
             for low, high in pieces:
-                self._queue.put(partial(self._do, job, partial(self._decode, job, low, high)))
+                self._queue.put(partial(self._do, job, partial(self._decode, outline.chunks, low, high, parts)))
             for span, rows in waiting:
                 self._queue.put(partial(self._decode_span, job, span, rows))
+            if job.following is not None:
+                self._prepare(job.following)
 
-    def _do(self, job: Job, work: Callable[[], None]) -> None:
+    def _prepare(self, job: Job) -> None:
+        """Let whoever finds nothing left to decode outline the next batch while others end this one."""
+        with job.lock:
+            job.pending += 1
+        self._queue.put(partial(self._do, job, partial(self._outlined, job)))
+
+    def _do(self, job: Job, work: Callable[[], object]) -> None:
         with self._guard(job):
             work()
 
-    def _decode(self, job: Job, low: int, high: int) -> None:
-        assert job.chunks is not None
-        assert job.parts is not None
-        self._assembly.reader.fill(job.chunks.rows(low, high), job.parts.targets)
+    def _decode(self, chunks: plan.Chunks, low: int, high: int, parts: Parts) -> None:
+        self._assembly.reader.fill(chunks.rows(low, high), parts.targets)
 
     def _decode_span(self, job: Job, span: Span, rows: list[Row]) -> None:
         with self._guard(job):

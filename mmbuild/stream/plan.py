@@ -1,4 +1,4 @@
-"""PURE: which chunks a batch needs, cut into equal parts of work for threads or into few ranges for requests.
+"""PURE: which chunks a batch needs, cut into parts of work for threads or into few ranges for requests.
 
 No sample becomes a Python object here: a batch is a handful of sorted arrays.
 """
@@ -15,6 +15,10 @@ from mmbuild.stream.index import ChipTable
 
 # Neighbours closer than this are fetched in one go: on an object store, 64 KiB more cost less than a request.
 MAX_GAP_BYTES = 64 * 2**10
+# What a chunk costs beside its decoding: as long as so many bytes take to decode (10 us).
+CALL_BYTES = 40_000
+# Parts of work are not cut below so many a thread and batch.
+SMALLEST_PARTS = 16
 # No request is longer than this, so that a batch is fetched over many connections at once.
 MAX_RANGE_BYTES = 4 * 2**20
 
@@ -72,14 +76,25 @@ def find_chunks(
     return Chunks(**dict(zip(names, columns, strict=True)))
 
 
-def equal_parts(chunks: Chunks, tables: Sequence[ChipTable], parts: int) -> list[tuple[int, int]]:
-    """Cut the chunks into at most ``parts`` consecutive runs (low, high) of about equally many decoded bytes."""
+def shrinking_parts(chunks: Chunks, tables: Sequence[ChipTable], threads: int) -> list[tuple[int, int]]:
+    """Cut the chunks into consecutive runs (low, high) of work that threads take one after the other.
+
+    Each is half of a thread's share of what is left (guided self-scheduling, Polychronopoulos and Kuck 1987), so that
+    there are few, and threads that were held up still end together. The last chunks come first: labels of few bytes
+    are mostly Python's work, which no two threads do at once, and pixels are not.
+    """
     if not len(chunks):
         return []
     cost = np.array([table.layout.modality.np_dtype.itemsize * int(np.prod(table.layout.chip)) for table in tables])
-    done = np.cumsum(cost[chunks.member])
-    edges = np.searchsorted(done, np.linspace(0, int(done[-1]), parts + 1)[1:-1], side="left") + 1
-    return list(pairwise(sorted({0, *np.minimum(edges, len(chunks)).tolist(), len(chunks)})))
+    done = np.cumsum(cost[chunks.member] + CALL_BYTES)
+    edges = [left := int(done[-1])]
+    least = left // (SMALLEST_PARTS * threads) + 1
+    while left > 0:
+        edges.append(left := max(0, left - max(left // (2 * threads), least)))
+    ends = np.searchsorted(done, edges, side="left") + 1
+    ends[0], ends[-1] = len(chunks), 0
+    unique = sorted(set(ends.tolist()), reverse=True)
+    return [(low, high) for high, low in pairwise(unique)]
 
 
 def ranges(chunks: Chunks) -> list[tuple[int, int]]:

@@ -150,7 +150,7 @@ class Reader:
             target.data[~stored] = target.missing
             batch[table.name] = Chips(data=target.data, stored=stored)
         missed: list[Row] = []
-        cut = plan.equal_parts(chunks, tables, self._threads * 4) if self.requests is None else plan.ranges(chunks)
+        cut = plan.ranges(chunks) if self.requests else plan.shrinking_parts(chunks, tables, self._threads)
 
         def take(part: tuple[int, int]) -> None:
             rows = chunks.rows(*part)
@@ -191,29 +191,33 @@ class Reader:
         missed: list[Row] = []
         read_s = decode_s = copy_s = 0.0
         read_bytes = decoded_bytes = 0
+        now = clock.perf_counter
+        chunk: Encoded
         file, opened = None, (-1, -1)
         for row in rows:
             member, shard, start, length, slot, position, time = row
             target = targets[member]
-            began = clock.perf_counter()
+            began = now()
             try:
-                if target.table.name in self.foreign:
-                    chip = self.foreign[target.table.name].read(slot, time)
-                    target.place(chip, position, time, self.scratch)
-                    decode_s += clock.perf_counter() - began
-                    continue
-                if data is not None:
-                    chunk = data[start - origin : start - origin + length]
-                else:
-                    if opened != (member, shard):
-                        file, opened = self._file(target.table, slot), (member, shard)
-                    assert file is not None
+                if opened != (member, shard):
+                    file, opened = None, (-1, -1)
+                    if data is None and target.table.name not in self.foreign:
+                        file = self._file(target.table, slot)
+                    opened = member, shard
+                if file is not None:
                     chunk = file.read(start, length)
-                ready = clock.perf_counter()
+                elif target.table.name in self.foreign:
+                    target.place(self.foreign[target.table.name].read(slot, time), position, time, self.scratch)
+                    decode_s += now() - began
+                    continue
+                else:
+                    assert data is not None
+                    chunk = data[start - origin : start - origin + length]
+                ready = now()
                 chip = self._decoded(target, chunk, row)
                 if verify and chip_digest(chip) != self._recorded(target.table, row, "sha256"):
                     raise ValueError("its sha256 differs from the commit record")
-                decoded = clock.perf_counter()
+                decoded = now()
                 if not target.is_direct:
                     target.place(chip, position, time, self.scratch)
             except (ValueError, FileNotFoundError, EOFError) as error:
@@ -222,7 +226,7 @@ class Reader:
                 continue
             read_s += ready - began
             decode_s += decoded - ready
-            copy_s += clock.perf_counter() - decoded
+            copy_s += now() - decoded
             read_bytes += length
             decoded_bytes += chip.nbytes
         self.meter.add(read_s, decode_s, copy_s, read_bytes, decoded_bytes, len(rows))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -68,12 +69,12 @@ class Target:
     bands: np.ndarray | None = None
     geometry: Geometry = WHOLE
 
-    @property
+    @cached_property
     def is_direct(self) -> bool:
         """A chip can be decoded right into its place."""
         return self.convert is None and self.bands is None and not (self._is_pixel and not self.geometry.is_whole)
 
-    @property
+    @cached_property
     def _is_pixel(self) -> bool:
         return len(self.table.layout.chip) == 3
 
