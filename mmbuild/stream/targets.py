@@ -78,6 +78,16 @@ class Target:
     def _is_pixel(self) -> bool:
         return len(self.table.layout.chip) == 3
 
+    def address(self, position: int, time: int) -> int:
+        """Where in memory a chip of all bands begins; it lies there in one piece."""
+        first, per_position, per_time = self._places
+        return first + position * per_position + time * per_time
+
+    @cached_property
+    def _places(self) -> tuple[int, int, int]:
+        assert self.data[0, 0].flags.c_contiguous
+        return self.data.ctypes.data, self.data.strides[0], self.data.strides[1]
+
     def clear(self, position: int | np.ndarray, time: int | np.ndarray) -> None:
         """Say that there is no chip."""
         self.data[position, time] = self.missing
@@ -100,6 +110,14 @@ class Scratch(threading.local):
 
     def __init__(self) -> None:
         self._arrays: dict[tuple[str, tuple[int, ...], Any], np.ndarray] = {}
+        self._chips: dict[tuple[tuple[int, ...], Any], tuple[np.ndarray, int]] = {}
+
+    def chip(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[np.ndarray, int]:
+        """Memory for a decoded chip, and its address."""
+        if (shape, dtype) not in self._chips:
+            array = np.empty(shape, dtype)
+            self._chips[shape, dtype] = array, array.ctypes.data
+        return self._chips[shape, dtype]
 
     def array(self, use: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
         if (use, shape, dtype) not in self._arrays:
@@ -111,9 +129,10 @@ def decode(target: Target, chunk: Encoded, position: int, time: int, scratch: Sc
     """Decode a chunk: into its place if that is all there is to do, else for ``place``; ValueError when damaged."""
     if target.is_direct:
         chip: np.ndarray = target.data[position, time]
+        address = target.address(position, time)
     else:
-        chip = scratch.array("chip", target.table.layout.chip, target.table.layout.modality.np_dtype)
-    decode_chunk(chunk, chip)
+        chip, address = scratch.chip(target.table.layout.chip, target.table.layout.modality.np_dtype)
+    decode_chunk(chunk, address, chip.nbytes)
     return chip
 
 
