@@ -262,6 +262,23 @@ def test_a_run_looks_at_its_features_and_writes_for_tensorboard(corpus: Path, tm
     assert [event.value for event in board.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
 
 
+def test_a_look_at_val_is_one_at_the_averaged_weights_and_leaves_the_trained_ones(
+    corpus: Path, straight: Path, tmp_path: Path
+) -> None:
+    run = run_in_process(corpus, tmp_path, ema=0.9, validate_every=STEPS)
+    assert run.validation is not None
+    assert same_weights(weights(straight), weights(tmp_path))
+    found = checkpoint.open_checkpoint(tmp_path / "run")
+    row = log.read_rows(tmp_path / "run" / "log.csv")[-1]
+    scores = []
+    for averaged in (True, False):
+        run.module.load_state_dict(found.weights(averaged=averaged))
+        scores.append(run.validation.score(run.module))
+    logged = {name: row[name] for name in scores[0]}
+    assert logged == pytest.approx(scores[0], rel=1e-5, nan_ok=True)
+    assert logged != pytest.approx(scores[1], rel=1e-3, nan_ok=True)
+
+
 def test_tensorboard_without_its_package_is_refused(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

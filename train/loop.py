@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -246,10 +246,10 @@ def _check_finite(
 
 
 def _look(run: Run) -> dict[str, float]:
-    """Validation losses and scores of the features, when it is time."""
+    """Validation losses and scores of the features, when it is time; of the averaged weights where there are any."""
     looks = [one for one in (run.validation, run.watch) if one is not None and one.is_due(run.step, run.total)]
     found: dict[str, float] = {}
-    with run.fabric.autocast():
+    with run.fabric.autocast(), run.ema.applied() if run.ema is not None and looks else nullcontext():
         for look in looks:
             found |= look.score(run.module)
     return found
