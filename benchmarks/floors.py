@@ -1,6 +1,7 @@
 """What losses are set beside: the best constants, and what statistics of an image tell without seeing where pixels lie.
 
-Both are fitted on one split and scored on another.
+Both are fitted on one split and scored on another; forests on all samples too, by cross-validation, as the few of one
+split mislead.
 
 Shapes: B samples, C channels, P pixels.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
@@ -23,6 +25,8 @@ from train.models.mpmae import fold_time
 
 # A forest of few samples: leaves that average three of them, a third of the statistics at each split.
 TREES, LEAF, SHARE, SEED = 200, 3, 1 / 3, 0
+# Parts of the cross-validation; draws and level of its bootstrap interval.
+PARTS, DRAWS, LEVEL = 5, 2000, 0.95
 
 
 class Constants:
@@ -92,8 +96,30 @@ class Constants:
 Batches = Iterable[Mapping[str, Any]]
 
 
-def forest_ratios(module: Any, train: Batches, val: Batches) -> dict[str, float]:
-    """What random forests leave of the squared error of a constant, on val, for each task that measures something.
+@dataclass(frozen=True, kw_only=True)
+class Forest:
+    """What random forests leave of the squared error of a constant; NaN where there is nothing to predict.
+
+    val: grown on train, scored on val. whole: on all samples, each predicted by forests grown without it; low, high:
+    its 95 % bootstrap interval over samples.
+    """
+
+    val: float
+    whole: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """Of B samples: statistics of the input, (B, K), and of each task number, sum and sum of squares, (B, C, 3)."""
+
+    inputs: np.ndarray
+    targets: dict[str, np.ndarray]
+
+
+def forests(module: Any, splits: Mapping[str, Batches]) -> dict[str, Forest]:
+    """One for each task of ``module`` that measures something; ``splits`` has train, val and whatever there is more.
 
     A forest sees statistics of the whole input, nothing hidden, and predicts a sample's mean of one channel. Tasks of
     classes, and those whose patches are standardised, have none.
@@ -101,12 +127,17 @@ def forest_ratios(module: Any, train: Batches, val: Batches) -> dict[str, float]
     tasks = [one for one in getattr(module, "tasks", ()) if one.values == "continuous" and not one.norm_pix]
     if not tasks:
         return {}
-    (seen, known), (new, wanted) = (_statistics(module.input, tasks, batches) for batches in (train, val))
-    return {one.name: _ratio(seen, known[one.name], new, wanted[one.name]) for one in tasks}
+    seen = {split: _statistics(module.input, tasks, batches) for split, batches in splits.items()}
+    inputs = np.concatenate([one.inputs for one in seen.values()])
+    found = {}
+    for name in (one.name for one in tasks):
+        train, val = ((seen[split].inputs, seen[split].targets[name]) for split in ("train", "val"))
+        whole = np.concatenate([one.targets[name] for one in seen.values()])
+        found[name] = _forest(_errors(*train, *val), _cross_validated(inputs, whole))
+    return found
 
 
-def _statistics(name: str, tasks: Sequence[Task], batches: Batches) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Statistics of the input, (B, K), and of each task number, sum and sum of squares of its values, (B, C, 3)."""
+def _statistics(name: str, tasks: Sequence[Task], batches: Batches) -> Seen:
     inputs = []
     targets: dict[str, list[np.ndarray]] = {one.name: [] for one in tasks}
     for batch in batches:
@@ -116,14 +147,39 @@ def _statistics(name: str, tasks: Sequence[Task], batches: Batches) -> tuple[np.
             value, valid = (x.reshape(*x.shape[:2], -1) for x in (torch.where(valid, value, 0.0).double(), valid))
             moments = torch.stack([valid.sum(dim=2), value.sum(dim=2), value.square().sum(dim=2)], dim=2)
             targets[one.name].append(moments.numpy())
-    return np.concatenate(inputs), {task: np.concatenate(parts) for task, parts in targets.items()}
+    return Seen(inputs=np.concatenate(inputs), targets={task: np.concatenate(parts) for task, parts in targets.items()})
 
 
-def _ratio(seen: np.ndarray, known: np.ndarray, new: np.ndarray, wanted: np.ndarray) -> float:
-    """Errors over all channels of one task."""
+def _forest(on_val: np.ndarray, on_all: np.ndarray) -> Forest:
+    """From errors of forests and of constants, (2, n)."""
+    picks = np.random.default_rng(SEED).integers(0, on_all.shape[1], (DRAWS, on_all.shape[1]))
+    drawn = on_all[:, picks].sum(axis=2)
+    low, high = np.nanquantile(_ratio(drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    val, whole = (float(_ratio(errors.sum(axis=1))) for errors in (on_val, on_all))
+    return Forest(val=val, whole=whole, low=float(low), high=float(high))
+
+
+def _ratio(errors: np.ndarray) -> np.ndarray:
+    """Of forests over constants, (2, ...) -> (...)."""
+    ratio: np.ndarray = np.divide(errors[0], errors[1], out=np.full(errors.shape[1:], np.nan), where=errors[1] > 0)
+    return ratio
+
+
+def _cross_validated(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """(2, B) errors as of ``_errors``, each sample's with everything fitted on the other parts."""
+    part = np.random.default_rng(SEED).permutation(len(inputs)) % PARTS
+    errors = np.zeros((2, len(inputs)))
+    for one in np.unique(part):
+        own = part == one
+        errors[:, own] = _errors(inputs[~own], targets[~own], inputs[own], targets[own])
+    return errors
+
+
+def _errors(seen: np.ndarray, known: np.ndarray, new: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """(2, n) each sample's squared errors over all channels of one task: of forests, and of constants."""
     from sklearn.ensemble import RandomForestRegressor
 
-    forest_error = constant_error = 0.0
+    errors = np.zeros((2, len(new)))
     for channel in range(known.shape[1]):
         count, total, _ = known[:, channel].T
         here = count > 0
@@ -131,12 +187,13 @@ def _ratio(seen: np.ndarray, known: np.ndarray, new: np.ndarray, wanted: np.ndar
             continue
         forest = RandomForestRegressor(TREES, min_samples_leaf=LEAF, max_features=SHARE, random_state=SEED)
         forest.fit(seen[here], total[here] / count[here])
-        forest_error += _squares(wanted[:, channel], forest.predict(new))
-        constant_error += _squares(wanted[:, channel], total.sum() / count.sum())
-    return forest_error / constant_error if constant_error else float("nan")
+        guesses = (forest.predict(new), total.sum() / count.sum())
+        errors += [_squares(wanted[:, channel], guess) for guess in guesses]
+    return errors
 
 
-def _squares(moments: np.ndarray, prediction: np.ndarray | float) -> float:
-    """Sum of squared errors of one number a sample against all values of the sample."""
+def _squares(moments: np.ndarray, prediction: np.ndarray | float) -> np.ndarray:
+    """Each sample's sum of squared errors of one number against all its values."""
     count, total, squares = moments.T
-    return float((squares - 2 * prediction * total + prediction**2 * count).sum())
+    squared: np.ndarray = squares - 2 * prediction * total + prediction**2 * count
+    return squared
