@@ -32,7 +32,7 @@ class Optim(_Strict):
 
     lr: float | None = Field(None, gt=0, le=10, description="peak learning rate")
     base_lr: float | None = Field(None, gt=0, le=10, description="peak learning rate for a global batch of 256")
-    weight_decay: float = Field(0.05, ge=0, le=1, description="decay of weights that are linear maps")
+    weight_decay: float = Field(0.05, ge=0, le=10, description="decay of weights that are linear maps")
     betas: list[float] = Field([0.9, 0.95], min_length=2, max_length=2, description="AdamW's two averages")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="the rate after the warm-up")
     warmup_steps: int | None = Field(None, ge=0, description="steps of linear warm-up; 5 % of all when left out")
