@@ -82,7 +82,17 @@ def test_memory_is_used_again_when_the_last_array_of_a_batch_is_gone_and_not_bef
     assert (part == 7).all()
     del part
     assert blocks.take(2)["a"].ctypes.data == address
-    assert blocks.made == 2
+    assert blocks.held == 2
+
+
+def test_memory_of_batches_that_were_kept_for_a_while_is_given_back() -> None:
+    blocks = Blocks({"a": Entry(shape=(3,), dtype=np.dtype(np.float32))}, rows=4, usual=2)
+    kept = [blocks.take(4) for _ in range(7)]
+    assert blocks.held == 7
+    kept.clear()
+    assert blocks.held == 2
+    again = [blocks.take(4) for _ in range(3)]
+    assert (len(again), blocks.held) == (3, 3)
 
 
 def test_an_epoch_whose_batches_are_let_go_takes_few_blocks(tiny: TinyCorpus) -> None:
@@ -90,7 +100,7 @@ def test_an_epoch_whose_batches_are_let_go_takes_few_blocks(tiny: TinyCorpus) ->
     for _ in range(3):
         for _batch in loader:
             pass
-    assert loader._assembly.blocks.made <= 5
+    assert loader._assembly.blocks.held <= 5
 
 
 # -- block shuffle

@@ -48,7 +48,13 @@ class Blocks:
         self._free: SimpleQueue[np.ndarray] = SimpleQueue()
         self._patience_s = PATIENCE_S
         self._nbytes = sum(-(-entry.nbytes(rows) // _ALIGN) * _ALIGN for entry in self._entries.values())
-        self.made = 0
+        self._made = 0
+        self._dropped: list[None] = []
+
+    @property
+    def held(self) -> int:
+        """How many blocks there are, in use or free."""
+        return self._made - len(self._dropped)
 
     def take(self, n: int) -> dict[str, np.ndarray]:
         """The arrays of a batch of n samples, content undefined; their memory comes back when the last one dies."""
@@ -56,7 +62,7 @@ class Blocks:
         # Every array made of the lease holds it, and whoever makes a tensor of such an array holds the array. (A
         # memoryview would not do: numpy makes another of the same memory and lets the first one go.)
         lease: Any = (ctypes.c_ubyte * self._nbytes).from_buffer(block)  # type: ignore[arg-type]
-        weakref.finalize(lease, self._free.put, block).atexit = False
+        weakref.finalize(lease, self._back, block).atexit = False
         arrays, offset = {}, 0
         for name, entry in self._entries.items():
             count = n * int(np.prod(entry.shape, dtype=np.int64))
@@ -71,11 +77,21 @@ class Blocks:
         A consumer lets a batch go a moment after it was given the next one; who keeps all batches is not waited for.
         """
         try:
-            block = self._free.get(timeout=self._patience_s) if self.made >= self._usual else self._free.get_nowait()
+            block = self._free.get(timeout=self._patience_s) if self.held >= self._usual else self._free.get_nowait()
             self._patience_s = PATIENCE_S
         except Empty:
             block = self._allocate(self._nbytes)
-            self.made += 1
-            if self.made > 2 * self._usual:
+            self._made += 1
+            if self.held > 2 * self._usual:
                 self._patience_s = 0.0
         return block
+
+    def _back(self, block: np.ndarray) -> None:
+        """Keep what reading ahead needs; what was made for a consumer that kept batches, or was held up, goes.
+
+        No lock: this may run wherever Python collects garbage, also between two lines of this class.
+        """
+        if self._free.qsize() < self._usual:
+            self._free.put(block)
+        else:
+            self._dropped.append(None)
