@@ -258,6 +258,8 @@ class Pipeline:
     def _prepare(self, job: Job) -> None:
         """Let whoever finds nothing left to decode outline the next batch while others end this one."""
         with job.lock:
+            if job.outline is not None:
+                return  # it was begun meanwhile, and may have ended
             job.pending += 1
         self._queue.put(partial(self._do, job, partial(self._outlined, job)))
 
