@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.remote import range_server
 from mmbuild.errors import IntegrityError, UserError
-from mmbuild.stream import order, transforms
+from mmbuild.stream import assembly, order, transforms
 from mmbuild.stream.buffers import Blocks, Entry
 from mmbuild.stream.dataset import Mixture, Samples, collate
 from mmbuild.stream.reader import Reader
@@ -101,6 +101,17 @@ def test_an_epoch_whose_batches_are_let_go_takes_few_blocks(tiny: TinyCorpus) ->
         for _batch in loader:
             pass
     assert loader._assembly.blocks.held <= 5
+
+
+def test_more_batches_are_made_ahead_where_they_take_little_memory(
+    tiny: TinyCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert make(tiny, prefetch=None).prefetch == assembly.MOST_AHEAD
+    assert make(tiny, prefetch=0).prefetch == 0
+    block = make(tiny)._assembly.blocks._nbytes
+    monkeypatch.setattr(assembly, "BATCHES_BYTES", 3 * block)
+    assert make(tiny, prefetch=None).prefetch == 2
+    assert make(tiny, prefetch=None, batch_size=16).prefetch == 1
 
 
 # -- block shuffle

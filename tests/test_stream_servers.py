@@ -93,7 +93,7 @@ def test_memory_of_batches_is_used_again_and_image_level_values_are_asked_for_on
         images = sum(m.level == "image" for m in MODALITIES.values())
         pixels = 2 * shards * (len(MODALITIES) - images)
         assert shards * images < asked.requests <= shards * images + pixels
-        assert loader._assembly.blocks.held <= 4
+        assert loader._assembly.blocks.held <= 2 * (loader.prefetch + 1)
 
 
 def test_a_shard_that_arrives_while_its_absence_is_looked_at_is_not_asked_for_again(tiny: TinyCorpus) -> None:

@@ -23,6 +23,10 @@ from mmbuild.stream.reader import Chips, Reader
 from mmbuild.stream.targets import WHOLE, Convert, Geometry, Target
 from mmbuild.stream.transforms import Field, Time, Values
 
+# Memory of all batches, the consumer's included, within which more than one is made ahead, and how many at most.
+BATCHES_BYTES = 400 * 2**20
+MOST_AHEAD = 3
+
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
@@ -65,7 +69,7 @@ class Assembly:
     """Makes batches of some fields from a reader.
 
     raw: stored values and no masks. time: which of several time steps a sample has, drawn for ``random``; with one of
-    them, fields have one step too.
+    them, fields have one step too. prefetch: batches made ahead, None for as many as memory that nobody misses holds.
     """
 
     def __init__(
@@ -80,7 +84,7 @@ class Assembly:
         seed: int = 0,
         raw: bool = False,
         time: Time = "all",
-        prefetch: int = 1,
+        prefetch: int | None = None,
         allocate: Allocate = plain_memory,
     ) -> None:
         self._made_of = (reader, samples, tuple(fields))
@@ -101,7 +105,9 @@ class Assembly:
         self._decoded = [m for m in self._members if m.table.name not in self._images]
         self.tables = [m.table for m in self._decoded]
         self._in_block = [one for one in fields if one.members[0].name not in self._images]
-        self.blocks = Blocks(_entries(self._in_block, raw=raw), rows, allocate, usual=prefetch + 1)
+        entries = _entries(self._in_block, raw=raw)
+        self.prefetch = _ahead(reader, entries, rows) if prefetch is None else prefetch
+        self.blocks = Blocks(entries, rows, allocate, usual=self.prefetch + 1)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to another process, it makes its own memory there, and plain."""
@@ -266,6 +272,14 @@ def _members(one: Field, reader: Reader, *, raw: bool) -> list[Member]:
 def _bands(one: Field, place: int) -> np.ndarray | None:
     own = one.members[place].band_names
     return None if own == one.bands else np.array([own.index(name) for name in one.bands])
+
+
+def _ahead(reader: Reader, entries: dict[str, Entry], rows: int) -> int:
+    """How many batches to make ahead. With one, threads have nothing to do between two batches; others take memory."""
+    if reader.requests is not None:
+        return 1  # what takes long is under way anyhow
+    batch = sum(entry.nbytes(rows) for entry in entries.values())
+    return max(1, min(MOST_AHEAD, BATCHES_BYTES // max(batch, 1) - 1))
 
 
 def _entries(fields: Sequence[Field], *, raw: bool) -> dict[str, Entry]:

@@ -60,8 +60,8 @@ class Loader(IterableDataset[Batch]):
     augment: random window, flips and quarter turns instead, keyed by (seed, epoch, sample id).
     time: of modalities with several time steps "all", a step counted from 0, or "random": one a sample and epoch, the
     same in all of them, keyed as windows are. The others are neither read nor decoded, and the time axis is gone.
-    threads: how many decode at once. prefetch: batches made ahead of the one that the consumer has; each takes memory,
-    and more than one is only worth it where single steps take several times as long as others.
+    threads: how many decode at once. prefetch: batches made ahead of the one that the consumer has; by default up to
+    three that with it take 400 MiB, and one at least. More are worth their memory where some steps take much longer.
     device: where tensors arrive; on a GPU through pinned memory and a side stream. dtype: that of continuous values.
     on_damage: "raise", or "skip": a chip whose bytes are damaged counts as missing and is noted in ``damaged``.
     cache, cache_gb: a folder for what is read from an object store, and its limit; processes may share it.
@@ -101,7 +101,7 @@ class Loader(IterableDataset[Batch]):
         augment: bool = False,
         time: Time = "all",
         threads: int = 2,
-        prefetch: int = 1,
+        prefetch: int | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         on_damage: Literal["raise", "skip"] = "raise",
@@ -113,7 +113,8 @@ class Loader(IterableDataset[Batch]):
             batch_size=batch_size, world_size=world_size, threads=threads, block=block, window=window,
             connections=connections,
         )  # fmt: skip
-        _check_counts(least=0, prefetch=prefetch)
+        if prefetch is not None:
+            _check_counts(least=0, prefetch=prefetch)
         _check_words(shuffle=(shuffle, (True, False, "blocks")), on_damage=(on_damage, ("raise", "skip")))
         if isinstance(time, str):
             _check_words(time=(time, ("all", "random")))
@@ -123,7 +124,7 @@ class Loader(IterableDataset[Batch]):
         self.split, self.where, self.batch_size, self.seed = split, where, batch_size, seed
         self.shuffle, self.block, self.window = shuffle, block, window
         self.drop_last, self.rank, self.world_size, self.augment = drop_last, rank, world_size, augment
-        self.prefetch, self.device, self.dtype, self.raw = prefetch, device, dtype, raw
+        self.device, self.dtype, self.raw = device, dtype, raw
         with ThreadPoolExecutor(1) as pool:
             catalogue = pool.submit(read_catalogue, self.corpus)
             fields = transforms.at_time(make_fields(self.corpus, modalities, normalize=normalize and not raw), time)
@@ -143,6 +144,7 @@ class Loader(IterableDataset[Batch]):
             self._reader, self._samples, self.fields, rows=batch_size, units=units, augment=augment, seed=seed, raw=raw,
             time=time, prefetch=prefetch, allocate=memory_for(device),
         )  # fmt: skip
+        self.prefetch = self._assembly.prefetch
         self._uploads = Uploads(device, dtype)
         self._epoch = self._offset = 0
         self._resumed = False
