@@ -30,7 +30,8 @@ CRC_RESIDUE = 0x48674BC7
 def decode_chunk(chunk: Encoded, address: int, nbytes: int) -> None:
     """Decode one inner chunk into the ``nbytes`` writable bytes at ``address``, the GIL released.
 
-    ValueError when the checksum is wrong or the chunk holds another number of bytes; then nothing was written.
+    ValueError when the checksum is wrong or the chunk holds another number of bytes, before anything is written, or
+    when Blosc cannot decode it; nothing is ever written beyond.
     """
     if len(chunk) < _HEADER_BYTES + CRC_BYTES or google_crc32c.value(chunk) != CRC_RESIDUE:
         raise ValueError("its checksum is wrong")
