@@ -19,7 +19,7 @@ help:
 install: $(INSTALLED)
 
 # torch comes first and by itself, so that the pinned build is the one that everything after it finds.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt mmbuild/stream/_chunks.c
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "mmbuild needs Python 3.11 or newer, found '$(PYTHON)'; name another: make PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || { echo "making .venv"; "$(PYTHON)" -m venv .venv; }

@@ -17,10 +17,17 @@ import pytest
 from mmbuild.cube import open_corpus
 from mmbuild.errors import IntegrityError, UserError
 from mmbuild.store import open_store
-from mmbuild.stream import fetch, plan
+from mmbuild.stream import compiled, fetch, plan
 from mmbuild.stream.index import NO_TIME
 from mmbuild.stream.reader import Crop, Reader
 from tests.shards import MODALITIES, PER_SHARD, SLOTS, TinyCorpus, write_corpus
+
+
+@pytest.fixture(autouse=True, params=["compiled", "python"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything holds with compiled code and without it."""
+    if request.param == "python":
+        monkeypatch.setattr(compiled, "_chunks", None)
 
 
 @pytest.fixture(scope="module")

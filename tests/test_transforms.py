@@ -303,7 +303,7 @@ def test_a_converter_gives_the_numbers_of_normalise_whatever_bands_hold(dtype: s
     view = np.rot90(chip[..., ::-1] if turns % 2 else chip, turns // 2, axes=(1, 2))
     data, mask = np.full(chip.shape, 7, np.float32), np.full(chip.shape, True)
     with np.errstate(all="ignore"):
-        converter(made, 0)(view, data, mask, Scratch())
+        converter(made, 0).run(view, data, mask, Scratch())
         values, valid = transforms.normalise(view[None, None], one.fill, Statistics(mean=mean, std=std))
     np.testing.assert_array_equal(mask, valid[0, 0])
     np.testing.assert_array_equal(data, values[0, 0])

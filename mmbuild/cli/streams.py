@@ -54,3 +54,9 @@ def bench(
     ):
         table.add_row(what, value)
     console.print(table)
+    if not speed.compiled:
+        console.print(
+            "decoded in Python, which is slower with several threads: there was no C compiler when mmbuild was "
+            "installed; with one, pip install --force-reinstall --no-deps mmbuild builds what is missing",
+            soft_wrap=True,
+        )

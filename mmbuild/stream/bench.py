@@ -17,12 +17,16 @@ from typing import Any
 import numpy as np
 
 from mmbuild.cube import Corpus
+from mmbuild.stream import compiled
 from mmbuild.stream.loader import Loader
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Of the epochs after the first. Shares of the decoding threads' time add up to 1 with what is left for Python."""
+    """Of the epochs after the first. Shares of the decoding threads' time add up to 1 with what is left for Python.
+
+    compiled: whether chunks were decoded by compiled code.
+    """
 
     samples: int
     samples_per_s: float
@@ -39,6 +43,7 @@ class Speed:
     consumer_wait_share: float
     threads: int
     batch_size: int
+    compiled: bool
 
 
 def measure(corpus: Corpus, *, seconds: float = 5.0, **options: Any) -> Speed:
@@ -69,7 +74,7 @@ def measure(corpus: Corpus, *, seconds: float = 5.0, **options: Any) -> Speed:
         peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, copy_limit_samples_per_s=limit,
         share_of_limit=samples / took / limit, read_share=read_s / of_threads, decode_share=decode_s / of_threads,
         copy_share=copy_s / of_threads, consumer_wait_share=waited / took, threads=options["threads"],
-        batch_size=options["batch_size"],
+        batch_size=options["batch_size"], compiled=compiled.is_built(),
     )  # fmt: skip
 
 

@@ -1,23 +1,16 @@
-"""Encoded chunks into memory that is there already: checksum, then Blosc.
+"""Encoded chunks into arrays that are there already: checksum, then Blosc.
 
 Decoding releases the GIL and uses no thread of Blosc's own. Damaged bytes are a ValueError that says what is wrong.
 Parts of a chip are not decoded by themselves: with LZ4 a Blosc block is never below 64 KiB, two planes of 128 px, so
 that a window needs nearly every block (measured); what is outside a window is decoded and not copied.
-
-It is python-blosc that decodes, and not numcodecs, which has the same C library and does more in Python before it lets
-other threads on: two threads get through 1.16 times as many samples (benchmarks/decoders.py).
+This is one chunk at a time, where compiled code is missing or could not do it; ``_chunks.c`` does the same for many.
 """
 
 from __future__ import annotations
 
-import blosc
 import google_crc32c
 import numpy as np
-from blosc.blosc_extension import error as BloscError
-
-# Of python-blosc only, and for the whole process: it lets the GIL go, and one thread decodes one chunk.
-blosc.set_releasegil(True)
-blosc.set_nthreads(1)
+from numcodecs import blosc
 
 # Bytes as they came: of a file, or uint8 in the memory of an answer.
 Encoded = bytes | np.ndarray
@@ -27,18 +20,19 @@ _HEADER_BYTES = 16
 CRC_RESIDUE = 0x48674BC7
 
 
-def decode_chunk(chunk: Encoded, address: int, nbytes: int) -> None:
-    """Decode one inner chunk into the ``nbytes`` writable bytes at ``address``, the GIL released.
+def decode_chunk(chunk: Encoded, out: np.ndarray) -> None:
+    """Decode one inner chunk into ``out`` (C-contiguous, the chip's dtype and shape), the GIL released.
 
     ValueError when the checksum is wrong or the chunk holds another number of bytes, before anything is written, or
-    when Blosc cannot decode it; nothing is ever written beyond.
+    when Blosc cannot decode it.
     """
     if len(chunk) < _HEADER_BYTES + CRC_BYTES or google_crc32c.value(chunk) != CRC_RESIDUE:
         raise ValueError("its checksum is wrong")
     size = int.from_bytes(bytes(chunk[4:8]), "little")  # the Blosc header: bytes 4 to 8 are the decoded size
-    if size != nbytes:
-        raise ValueError(f"it decodes to {size} bytes where {nbytes} belong")
+    if size != out.nbytes:
+        raise ValueError(f"it decodes to {size} bytes where {out.nbytes} belong")
     try:
-        blosc.decompress_ptr(memoryview(chunk)[:-CRC_BYTES], address)  # type: ignore[arg-type]
-    except BloscError as error:
+        # Given a destination, Blosc writes in place; outside the main thread it then releases the GIL.
+        blosc.decompress(chunk, out)
+    except RuntimeError as error:
         raise ValueError(str(error)) from error

@@ -1,7 +1,7 @@
 """Stored chips to values and masks in arrays that are there already: what the loader runs on every chip.
 
-The plain functions of ``transforms`` are its oracle: the same numbers, to the last bit, in far fewer passes over
-memory, each small enough to stay in the processor's cache. Bands without a measurement cost nothing.
+The plain functions of ``transforms`` are the oracle of both ways, compiled and not: the same numbers, to the last bit,
+in far fewer passes over memory, each small enough to stay in the processor's cache.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from mmbuild.modality import Modality
+from mmbuild.stream import compiled
 from mmbuild.stream.targets import Convert, Scratch
 from mmbuild.stream.transforms import IGNORE_INDEX, Field, Statistics, class_indexes
 
@@ -21,11 +22,13 @@ def converter(field: Field, place: int) -> Convert:
     if field.is_categorical:
         return _classes(modality)
     if statistics is None:
-        return _kept(modality.fill)
-    return _normalised(modality.fill, statistics, axes=2 if field.is_pixel else 0)
+        return _kept(modality)
+    return _normalised(modality, statistics, axes=2 if field.is_pixel else 0)
 
 
-def _kept(nodata: np.generic) -> Convert:
+def _kept(modality: Modality) -> Convert:
+    nodata = modality.fill
+
     def convert(stored: np.ndarray, data: np.ndarray, mask: np.ndarray, scratch: Scratch) -> None:
         flat = _laid_out(stored, scratch)
         _mask_into(flat, nodata, mask, scratch)
@@ -33,10 +36,12 @@ def _kept(nodata: np.generic) -> Convert:
         if not mask.all():
             np.copyto(data, np.nan, where=~mask)
 
-    return convert
+    kind = compiled.KEPT if compiled.converts(modality.np_dtype) else None
+    return Convert(run=convert, kind=kind, numbers={"nodata": nodata.item()})
 
 
-def _normalised(nodata: np.generic, statistics: Statistics, *, axes: int) -> Convert:
+def _normalised(modality: Modality, statistics: Statistics, *, axes: int) -> Convert:
+    nodata = modality.fill
     known = np.isfinite(statistics.mean) & np.isfinite(statistics.std)
     shape = (-1,) + (1,) * axes
     mean = np.where(known, statistics.mean, 0).astype(np.float32).reshape(shape)
@@ -62,7 +67,9 @@ def _normalised(nodata: np.generic, statistics: Statistics, *, axes: int) -> Con
         for own in others:
             data[own], mask[own] = 0, False
 
-    return convert
+    kind = compiled.NORMALISED if compiled.converts(modality.np_dtype) else None
+    arrays = {"mean": mean, "scale": scale, "known": known.astype(np.uint8)}
+    return Convert(run=convert, kind=kind, numbers={"nodata": nodata.item()}, arrays=arrays)
 
 
 def _empty(stored: np.ndarray, nodata: np.generic) -> np.ndarray:
@@ -88,14 +95,14 @@ def _classes(modality: Modality) -> Convert:
         def search(stored: np.ndarray, data: np.ndarray, mask: np.ndarray, scratch: Scratch) -> None:
             data[...], mask[...] = class_indexes(stored, codes)
 
-        return search
+        return Convert(run=search)
     table, _ = class_indexes(np.arange(2 ** (8 * modality.np_dtype.itemsize), dtype=modality.np_dtype), codes)
 
     def look_up(stored: np.ndarray, data: np.ndarray, mask: np.ndarray, scratch: Scratch) -> None:
         np.take(table, _laid_out(stored, scratch), out=data, mode="clip")
         np.not_equal(data, IGNORE_INDEX, out=mask)
 
-    return look_up
+    return Convert(run=look_up, kind=compiled.CLASSES, numbers={"ignore": IGNORE_INDEX}, arrays={"table": table})
 
 
 def _laid_out(view: np.ndarray, scratch: Scratch) -> np.ndarray:

@@ -55,21 +55,21 @@ class OpenFile:
     """An open file that closes when its last user lets go, so that eviction never closes it under a read."""
 
     def __init__(self, path: str) -> None:
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self, start: int, length: int) -> bytes:
         """Exactly ``length`` bytes; EOFError when the file is too short."""
-        data = os.pread(self._fd, length, start)
+        data = os.pread(self.fd, length, start)
         while len(data) < length:  # a signal may shorten a read; an empty answer is the end of the file
-            more = os.pread(self._fd, length - len(data), start + len(data))
+            more = os.pread(self.fd, length - len(data), start + len(data))
             if not more:
                 raise EOFError(f"{len(data)} of {length} bytes at {start}")
             data += more
         return data
 
     def __del__(self) -> None:
-        if hasattr(self, "_fd"):
-            os.close(self._fd)
+        if hasattr(self, "fd"):
+            os.close(self.fd)
 
 
 class Requests:

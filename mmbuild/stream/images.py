@@ -65,10 +65,11 @@ class ImageTable:
         """
         chunks = find_chunks([self.table], slots)
         # The row of a chunk in the table is its slot.
-        rows = [(*row[:5], row[4], row[6]) for row in chunks.rows(0, len(chunks))]
-        if rows:
+        rows = chunks.rows(0, len(chunks))
+        rows[:, 5] = rows[:, 4]
+        if len(rows):
             data = None if self._reader.requests is None else self._reader.range_of(self.table, rows)
-            self._reader.fill(rows, [self._target], data=data, origin=rows[0][2], damage=self._note)
+            self._reader.fill(rows, [self._target], data=data, origin=int(rows[0, 2]), damage=self._note)
         self._known[slots] = True
 
     def take(self, slots: np.ndarray) -> Chips:

@@ -160,7 +160,7 @@ class Pipeline:
         for low, high in plan.ranges(chunks):
             job.asked += self._request(chunks, low, high)
         groups: dict[int, tuple[Span, list[Row]]] = {}
-        for row in own.rows(0, len(own)):
+        for row in map(tuple, own.rows(0, len(own)).tolist()):
             span = self._spans.pop((row[0], row[4], row[6]), None)
             if span is not None:
                 groups.setdefault(id(span), (span, []))[1].append(row)
@@ -175,7 +175,7 @@ class Pipeline:
 
     def _request(self, chunks: plan.Chunks, low: int, high: int) -> int:
         """Ask for one range; its length."""
-        rows = chunks.rows(low, high)
+        rows: list[Row] = list(map(tuple, chunks.rows(low, high).tolist()))
         member, shard, start, _, slot, _, _ = rows[0]
         length = rows[-1][2] + rows[-1][3] - start
         span = Span(start=start, left=high - low)

@@ -41,10 +41,10 @@ class Chunks:
     def __len__(self) -> int:
         return len(self.member)
 
-    def rows(self, low: int, high: int) -> list[tuple[int, int, int, int, int, int, int]]:
-        """Entries low..high as (member, shard, start, length, slot, position, time)."""
+    def rows(self, low: int, high: int) -> np.ndarray:
+        """(n, 7) int64: entries low..high as member, shard, start, length, slot, position, time."""
         columns = (self.member, self.shard, self.start, self.length, self.slot, self.position, self.time)
-        return list(zip(*(column[low:high].tolist() for column in columns), strict=True))
+        return np.stack([column[low:high] for column in columns], axis=1)
 
 
 def find_chunks(

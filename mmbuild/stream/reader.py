@@ -10,6 +10,7 @@ import time as clock
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from itertools import pairwise
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from mmbuild.cube import Corpus, chip_digest
 from mmbuild.errors import IntegrityError, UserError
-from mmbuild.stream import plan
+from mmbuild.stream import compiled, plan
 from mmbuild.stream.cache import Cache
 from mmbuild.stream.chunks import Encoded
 from mmbuild.stream.fetch import LocalFiles, OpenFile, Requests, no_pickle
@@ -154,8 +155,8 @@ class Reader:
 
         def take(part: tuple[int, int]) -> None:
             rows = chunks.rows(*part)
-            data = None if self.requests is None else self.range_of(tables[rows[0][0]], rows)
-            missed.extend(self.fill(rows, targets, data=data, origin=rows[0][2], verify=verify))
+            data = None if self.requests is None else self.range_of(tables[rows[0, 0]], rows)
+            missed.extend(self.fill(rows, targets, data=data, origin=int(rows[0, 2]), verify=verify))
 
         run_all(self._pool, take, cut)
         for member, _, _, _, _, position, time in missed:
@@ -169,13 +170,13 @@ class Reader:
             return
         for low, high in plan.ranges(chunks):
             rows = chunks.rows(low, high)
-            self.fill(rows, targets, data=self.range_of(targets[rows[0][0]].table, rows), origin=rows[0][2])
+            self.fill(rows, targets, data=self.range_of(targets[rows[0, 0]].table, rows), origin=int(rows[0, 2]))
 
     # -- one part of a batch, in one thread
 
     def fill(
         self,
-        rows: Sequence[Row],
+        rows: np.ndarray | Sequence[Row],
         targets: Sequence[Target],
         *,
         data: Encoded | None = None,
@@ -185,9 +186,66 @@ class Reader:
     ) -> list[Row]:
         """Read, decode and place some chunks; the answer are those that are damaged, when they are to be skipped.
 
-        data: bytes of the shard object from ``origin`` on, when they were fetched before. damage: what to do with a
-        damaged chunk, instead of what ``on_damage`` says.
+        rows: sorted as Chunks are. data: bytes of the shard object from ``origin`` on, when they were fetched before.
+        damage: what to do with a damaged chunk, instead of what ``on_damage`` says.
         """
+        if not len(rows):
+            return []
+        table = np.asarray(rows, np.int64)
+        # Compiled code compares no digests.
+        left = table if verify else self._fill_compiled(table, targets, data, origin)
+        some: list[Row] = list(map(tuple, left.tolist()))
+        return self._fill_each(some, targets, data, origin, verify=verify, damage=damage or self.damage) if some else []
+
+    def _fill_compiled(
+        self, rows: np.ndarray, targets: Sequence[Target], data: Encoded | None, origin: int
+    ) -> np.ndarray:
+        """Have compiled code do what it can; the rows that are left."""
+        work = np.zeros(len(rows), compiled.ROW)
+        work["length"] = rows[:, 3]
+        alive = []  # the files and arrays whose numbers and addresses are in the work
+        edges = [0, *(np.flatnonzero(np.diff(rows[:, 0])) + 1).tolist(), len(rows)]
+        for low, high in pairwise(edges):
+            own, part, target = rows[low:high], work[low:high], targets[rows[low, 0]]
+            if target.record is None or target.table.name in self.foreign:
+                part["failed"] = 1
+            else:
+                target.describe(part, own[:, 5], own[:, 6])
+                alive.append(
+                    _in_memory(part, own, data, origin) if data is not None else self._in_files(part, own, target)
+                )
+        chosen = np.flatnonzero(work["failed"] == 0)
+        if len(chosen):
+            able = work[chosen]
+            done = compiled.fill(able)
+            self.meter.add(*done, len(able) - int(able["failed"].sum()))
+            work["failed"][chosen] = able["failed"]
+        left: np.ndarray = rows[work["failed"] != 0]
+        return left
+
+    def _in_files(self, work: np.ndarray, rows: np.ndarray, target: Target) -> object:
+        """Say of chunks of one modality in which files they are."""
+        shards, slots = rows[:, 1].tolist(), rows[:, 4].tolist()
+        try:
+            files = {
+                shard: self._file(target.table, slot) for shard, slot in dict(zip(shards, slots, strict=True)).items()
+            }
+        except FileNotFoundError:  # it is told, or not, chunk by chunk
+            work["failed"] = 1
+            return None
+        work["fd"], work["source"] = [files[shard].fd for shard in shards], rows[:, 2]
+        return files
+
+    def _fill_each(
+        self,
+        rows: Sequence[Row],
+        targets: Sequence[Target],
+        data: Encoded | None,
+        origin: int,
+        *,
+        verify: bool,
+        damage: OnDamage,
+    ) -> list[Row]:
         missed: list[Row] = []
         read_s = decode_s = copy_s = 0.0
         read_bytes = decoded_bytes = 0
@@ -221,7 +279,7 @@ class Reader:
                 if not target.is_direct:
                     target.place(chip, position, time, self.scratch)
             except (ValueError, FileNotFoundError, EOFError) as error:
-                (damage or self.damage)(target, row, error)
+                damage(target, row, error)
                 missed.append(row)
                 continue
             read_s += ready - began
@@ -236,11 +294,12 @@ class Reader:
         assert self.files is not None
         return self.files.file(table.key(slot))
 
-    def range_of(self, table: ChipTable, rows: Sequence[Row]) -> Encoded | None:
+    def range_of(self, table: ChipTable, rows: np.ndarray) -> Encoded | None:
         """The bytes that hold rows of one shard object; None for a foreign array, nothing when they are not there."""
         if table.name in self.foreign:
             return None
-        start, length, slot = rows[0][2], rows[-1][2] + rows[-1][3] - rows[0][2], rows[0][4]
+        start, slot = int(rows[0, 2]), int(rows[0, 4])
+        length = int(rows[-1, 2] + rows[-1, 3]) - start
         try:
             if self.requests is None:
                 return self._file(table, slot).read(start, length)
@@ -274,6 +333,14 @@ class Reader:
 
     def _recorded(self, table: ChipTable, row: Row, column: str) -> Any:
         return recorded(self.corpus, table.name, row[4], row[6], column)
+
+
+def _in_memory(work: np.ndarray, rows: np.ndarray, data: Encoded, origin: int) -> object:
+    """Say of chunks of one modality where in ``data``, which begins at ``origin``, they are."""
+    memory = np.frombuffer(data, np.uint8)
+    start = rows[:, 2] - origin
+    work["fd"], work["source"], work["failed"] = -1, memory.ctypes.data + start, start + rows[:, 3] > len(memory)
+    return memory
 
 
 def _raw_target(table: ChipTable, n: int, crop: Crop | None) -> Target:

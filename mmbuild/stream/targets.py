@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from mmbuild.stream import compiled
 from mmbuild.stream.chunks import Encoded, decode_chunk
 from mmbuild.stream.index import ChipTable
 
@@ -49,8 +50,21 @@ class Geometry:
 
 
 WHOLE = Geometry()
-# (stored chip in any strides, place for its values, place for its mask, memory of the thread) -> None
-Convert = Callable[[np.ndarray, np.ndarray, np.ndarray, "Scratch"], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert:
+    """From stored values to those of the batch.
+
+    run: (stored chip in any strides, place for its values, place for its mask, memory of the thread) -> None. The rest
+    is what compiled code is told instead, and nothing where it cannot do this: the kind, numbers and arrays of
+    ``compiled.chip``.
+    """
+
+    run: Callable[[np.ndarray, np.ndarray, np.ndarray, Scratch], None]
+    kind: int | None = None
+    numbers: dict[str, float] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,15 +92,56 @@ class Target:
     def _is_pixel(self) -> bool:
         return len(self.table.layout.chip) == 3
 
-    def address(self, position: int, time: int) -> int:
-        """Where in memory a chip of all bands begins; it lies there in one piece."""
-        first, per_position, per_time = self._places
-        return first + position * per_position + time * per_time
-
     @cached_property
-    def _places(self) -> tuple[int, int, int]:
+    def record(self) -> compiled.Chip | None:
+        """What compiled code has to know of these chips, None if it cannot make them."""
+        kind = compiled.STORED if self.convert is None else self.convert.kind
+        if kind is None or not compiled.is_built():
+            return None
+        layout, (rows, cols) = self.table.layout, self._sides
+        dtype = layout.modality.np_dtype
+        numbers = {
+            "nbytes": int(np.prod(layout.chip)) * dtype.itemsize, "planes": self.data.shape[2], "rows": rows,
+            "cols": cols, "plane_stride": int(np.prod(layout.chip[1:])) * dtype.itemsize,
+        }  # fmt: skip
+        arrays = {} if self.bands is None else {"bands": self.bands.astype(np.int64)}
+        if self.convert is not None:
+            numbers, arrays = numbers | self.convert.numbers, arrays | self.convert.arrays
+        return compiled.chip(compiled.DIRECT if self.is_direct else kind, dtype, numbers, arrays)
+
+    def describe(self, work: np.ndarray, position: np.ndarray, time: np.ndarray) -> None:
+        """Say in rows of work where chips go, and which of their pixels; position, time: (n,)."""
+        assert self.record is not None
         assert self.data[0, 0].flags.c_contiguous
-        return self.data.ctypes.data, self.data.strides[0], self.data.strides[1]
+        work["chip"] = self.record.address
+        work["place"] = self.data.ctypes.data + position * self.data.strides[0] + time * self.data.strides[1]
+        if self.mask is not None:
+            work["mask"] = self.mask.ctypes.data + position * self.mask.strides[0] + time * self.mask.strides[1]
+        work["first"], work["row_stride"], work["col_stride"] = self._pixels(position)
+
+    @property
+    def _sides(self) -> tuple[int, int]:
+        """Rows and columns of a chip in the batch; an image-level one is a pixel."""
+        rows, cols = (*self.data.shape[3:], 1, 1)[:2]
+        return rows, cols
+
+    def _pixels(self, position: np.ndarray) -> tuple[np.ndarray | int, np.ndarray | int, np.ndarray | int]:
+        """Where the window of a stored band begins, and its strides as turned, in bytes: what turned() does."""
+        crop, flips, turns = self.geometry.crop, self.geometry.flips, self.geometry.turns
+        y, x = (*self.table.layout.chip[1:], 1, 1)[:2]
+        col = self.table.layout.modality.np_dtype.itemsize
+        row, first = x * col, np.zeros(len(position), np.int64)
+        if self._is_pixel and crop is not None:
+            first += crop.rows[position] * (y // crop.units * row) + crop.cols[position] * (x // crop.units * col)
+        if not self._is_pixel or flips is None or turns is None:
+            return first, row, col
+        last, turned = self._sides[0] - 1, turns[position]  # a window that is turned is square
+        first += np.where(flips[position], last * col, 0)
+        cols = np.where(flips[position], -col, col)
+        odd, up, back = turned % 2 == 1, np.isin(turned, (1, 2)), np.isin(turned, (2, 3))
+        rows, cols = np.where(odd, cols, row), np.where(odd, row, cols)
+        first += np.where(up, last * rows, 0) + np.where(back, last * cols, 0)
+        return first, np.where(up, -rows, rows), np.where(back, -cols, cols)
 
     def clear(self, position: int | np.ndarray, time: int | np.ndarray) -> None:
         """Say that there is no chip."""
@@ -102,7 +157,7 @@ class Target:
         if self.convert is None or self.mask is None:
             self.data[position, time] = view
             return
-        self.convert(view, self.data[position, time], self.mask[position, time], scratch)
+        self.convert.run(view, self.data[position, time], self.mask[position, time], scratch)
 
 
 class Scratch(threading.local):
@@ -110,14 +165,6 @@ class Scratch(threading.local):
 
     def __init__(self) -> None:
         self._arrays: dict[tuple[str, tuple[int, ...], Any], np.ndarray] = {}
-        self._chips: dict[tuple[tuple[int, ...], Any], tuple[np.ndarray, int]] = {}
-
-    def chip(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[np.ndarray, int]:
-        """Memory for a decoded chip, and its address."""
-        if (shape, dtype) not in self._chips:
-            array = np.empty(shape, dtype)
-            self._chips[shape, dtype] = array, array.ctypes.data
-        return self._chips[shape, dtype]
 
     def array(self, use: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
         if (use, shape, dtype) not in self._arrays:
@@ -129,10 +176,9 @@ def decode(target: Target, chunk: Encoded, position: int, time: int, scratch: Sc
     """Decode a chunk: into its place if that is all there is to do, else for ``place``; ValueError when damaged."""
     if target.is_direct:
         chip: np.ndarray = target.data[position, time]
-        address = target.address(position, time)
     else:
-        chip, address = scratch.chip(target.table.layout.chip, target.table.layout.modality.np_dtype)
-    decode_chunk(chunk, address, chip.nbytes)
+        chip = scratch.array("chip", target.table.layout.chip, target.table.layout.modality.np_dtype)
+    decode_chunk(chunk, chip)
     return chip
 
 
