@@ -65,7 +65,7 @@ class ImageTable:
         """
         chunks = find_chunks([self.table], slots)
         # The row of a chunk in the table is its slot.
-        rows = chunks.rows(0, len(chunks))
+        rows = chunks.rows(0, len(chunks)).copy()
         rows[:, 5] = rows[:, 4]
         if len(rows):
             data = None if self._reader.requests is None else self._reader.range_of(self.table, rows)

@@ -17,8 +17,9 @@ from mmbuild.stream.index import ChipTable
 MAX_GAP_BYTES = 64 * 2**10
 # What a chunk costs beside its decoding: as long as so many bytes take to decode (10 us).
 CALL_BYTES = 40_000
-# Parts of work are not cut below so many a thread and batch.
-SMALLEST_PARTS = 16
+# Parts of work are not cut below so many a thread and batch: each costs some 0.1 ms of Python, and
+# threads that end early go on with the next batch.
+SMALLEST_PARTS = 4
 # No request is longer than this, so that a batch is fetched over many connections at once.
 MAX_RANGE_BYTES = 4 * 2**20
 
@@ -27,24 +28,39 @@ MAX_RANGE_BYTES = 4 * 2**20
 class Chunks:
     """The stored chunks of some samples, one entry each, sorted by member, shard and place in it.
 
-    member: number of the table; position: the sample's row in the batch; start, length: byte range in the shard.
+    columns: (7, n) int64: member (number of the table), shard, start and length (byte range in the shard), slot,
+    position (the sample's row in the batch), time.
     """
 
-    member: np.ndarray
-    shard: np.ndarray
-    start: np.ndarray
-    length: np.ndarray
-    slot: np.ndarray
-    position: np.ndarray
-    time: np.ndarray
+    columns: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.member)
+        return int(self.columns.shape[1])
+
+    @property
+    def member(self) -> np.ndarray:
+        return self._column(0)
+
+    @property
+    def shard(self) -> np.ndarray:
+        return self._column(1)
+
+    @property
+    def start(self) -> np.ndarray:
+        return self._column(2)
+
+    @property
+    def length(self) -> np.ndarray:
+        return self._column(3)
 
     def rows(self, low: int, high: int) -> np.ndarray:
         """(n, 7) int64: entries low..high as member, shard, start, length, slot, position, time."""
-        columns = (self.member, self.shard, self.start, self.length, self.slot, self.position, self.time)
-        return np.stack([column[low:high] for column in columns], axis=1)
+        rows: np.ndarray = self.columns[:, low:high].T
+        return rows
+
+    def _column(self, number: int) -> np.ndarray:
+        column: np.ndarray = self.columns[number]
+        return column
 
 
 def find_chunks(
@@ -71,9 +87,7 @@ def find_chunks(
         where = np.full(len(at), member), slot // table.layout.samples_per_shard
         parts.append(np.stack([*where, table.start[slot, time], table.length[slot, time], slot, rows[at], time]))
     columns = np.concatenate(parts, axis=1)
-    columns = columns[:, np.lexsort((columns[2], columns[1], columns[0]))]
-    names = ("member", "shard", "start", "length", "slot", "position", "time")
-    return Chunks(**dict(zip(names, columns, strict=True)))
+    return Chunks(columns=columns[:, np.lexsort((columns[2], columns[1], columns[0]))])
 
 
 def shrinking_parts(chunks: Chunks, tables: Sequence[ChipTable], threads: int) -> list[tuple[int, int]]:
