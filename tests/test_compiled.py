@@ -103,7 +103,9 @@ def done(
     )  # fmt: skip
     chunk = np.frombuffer(table.layout.encode(chip), np.uint8)
     work = np.zeros(1, compiled.ROW)
-    target.describe(work, np.array([0]), np.array([0]))
+    record = target.record
+    assert record is not None
+    target.describe(record, work, np.array([0]), np.array([0]))
     work["fd"], work["source"], work["length"] = -1, chunk.ctypes.data, len(chunk)
     *_, read, decoded = compiled.fill(work)
     assert (read, decoded, work["failed"].tolist()) == (len(chunk), chip.nbytes, [0])
@@ -217,7 +219,9 @@ def test_a_chunk_that_is_not_whole_fails_and_its_place_stays_as_it_was(what: str
     path = tmp_path / "shard"
     path.write_bytes(chunk.get(what, good))
     work = np.zeros(1, compiled.ROW)
-    target.describe(work, np.array([0]), np.array([0]))
+    record = target.record
+    assert record is not None
+    target.describe(record, work, np.array([0]), np.array([0]))
     length = path.stat().st_size + {"beyond the file": 1, "cut": -1}.get(what, 0)
     with path.open("rb") as file:
         work["fd"], work["source"], work["length"] = file.fileno(), 1 if what == "another length" else 0, length

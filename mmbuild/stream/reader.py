@@ -203,17 +203,19 @@ class Reader:
         """Have compiled code do what it can; the rows that are left."""
         work = np.zeros(len(rows), compiled.ROW)
         work["length"] = rows[:, 3]
-        alive = []  # the files and arrays whose numbers and addresses are in the work
+        alive: list[object] = []  # what the work has addresses and numbers of
         edges = [0, *(np.flatnonzero(np.diff(rows[:, 0])) + 1).tolist(), len(rows)]
         for low, high in pairwise(edges):
             own, part, target = rows[low:high], work[low:high], targets[rows[low, 0]]
-            if target.record is None or target.table.name in self.foreign:
+            record = None if target.table.name in self.foreign else target.record
+            if record is None:
                 part["failed"] = 1
-            else:
-                target.describe(part, own[:, 5], own[:, 6])
-                alive.append(
-                    _in_memory(part, own, data, origin) if data is not None else self._in_files(part, own, target)
-                )
+                continue
+            target.describe(record, part, own[:, 5], own[:, 6])
+            alive += [
+                record,
+                _in_memory(part, own, data, origin) if data is not None else self._in_files(part, own, target),
+            ]
         chosen = np.flatnonzero(work["failed"] == 0)
         if len(chosen):
             able = work[chosen]

@@ -109,11 +109,10 @@ class Target:
             numbers, arrays = numbers | self.convert.numbers, arrays | self.convert.arrays
         return compiled.chip(compiled.DIRECT if self.is_direct else kind, dtype, numbers, arrays)
 
-    def describe(self, work: np.ndarray, position: np.ndarray, time: np.ndarray) -> None:
+    def describe(self, record: compiled.Chip, work: np.ndarray, position: np.ndarray, time: np.ndarray) -> None:
         """Say in rows of work where chips go, and which of their pixels; position, time: (n,)."""
-        assert self.record is not None
         assert self.data[0, 0].flags.c_contiguous
-        work["chip"] = self.record.address
+        work["chip"] = record.address
         work["place"] = self.data.ctypes.data + position * self.data.strides[0] + time * self.data.strides[1]
         if self.mask is not None:
             work["mask"] = self.mask.ctypes.data + position * self.mask.strides[0] + time * self.mask.strides[1]
