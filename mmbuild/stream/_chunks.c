@@ -91,19 +91,29 @@ static int decoded(const uint8_t *chunk, int64_t length, uint8_t *into, int64_t 
 
 /* -- from a stored chip to the values of a batch */
 
+/* Eight rows at a time: of a window that lies on its side these are neighbours in memory. */
 #define GATHER(TYPE)                                                                                                   \
-    for (int64_t y = 0; y < chip->rows; y++)                                                                           \
-        for (int64_t x = 0; x < chip->cols; x++)                                                                       \
-            ((TYPE *)into)[y * chip->cols + x] = *(const TYPE *)(plane + y * row->row_stride + x * row->col_stride);   \
+    for (int64_t y = 0; y < rows; y += 8)                                                                              \
+        for (int64_t x = 0; x < cols; x++) {                                                                           \
+            const uint8_t *from = plane + y * row_stride + x * col_stride;                                             \
+            TYPE *to = (TYPE *)into + y * cols + x;                                                                    \
+            if (rows - y >= 8)                                                                                         \
+                for (int k = 0; k < 8; k++)                                                                            \
+                    to[k * cols] = *(const TYPE *)(from + k * row_stride);                                             \
+            else                                                                                                       \
+                for (int k = 0; k < rows - y; k++)                                                                     \
+                    to[k * cols] = *(const TYPE *)(from + k * row_stride);                                             \
+        }                                                                                                              \
     return
 
 /* The window of one stored band in C order. */
-static void lay_out(const uint8_t *plane, const Row *row, const Chip *chip, uint8_t *into)
+static void lay_out(const uint8_t *plane, const Row *row, const Chip *chip, uint8_t *restrict into)
 {
-    size_t line = (size_t)(chip->cols * chip->itemsize);
-    if (row->col_stride == chip->itemsize) {
-        for (int64_t y = 0; y < chip->rows; y++)
-            memcpy(into + (size_t)y * line, plane + y * row->row_stride, line);
+    const int64_t rows = chip->rows, cols = chip->cols, row_stride = row->row_stride, col_stride = row->col_stride;
+    if (col_stride == chip->itemsize) {
+        size_t line = (size_t)(cols * chip->itemsize);
+        for (int64_t y = 0; y < rows; y++)
+            memcpy(into + (size_t)y * line, plane + y * row_stride, line);
         return;
     }
     switch (chip->itemsize) {

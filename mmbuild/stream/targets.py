@@ -137,7 +137,7 @@ class Target:
         last, turned = self._sides[0] - 1, turns[position]  # a window that is turned is square
         first += np.where(flips[position], last * col, 0)
         cols = np.where(flips[position], -col, col)
-        odd, up, back = turned % 2 == 1, np.isin(turned, (1, 2)), np.isin(turned, (2, 3))
+        odd, up, back = turned % 2 == 1, (turned == 1) | (turned == 2), turned >= 2
         rows, cols = np.where(odd, cols, row), np.where(odd, row, cols)
         first += np.where(up, last * rows, 0) + np.where(back, last * cols, 0)
         return first, np.where(up, -rows, rows), np.where(back, -cols, cols)
