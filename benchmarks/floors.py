@@ -1,7 +1,6 @@
 """What losses are set beside: the best constants, and what statistics of an image tell without seeing where pixels lie.
 
-Both are fitted on one split and scored on another; forests on all samples too, by cross-validation, as the few of one
-split mislead.
+Both are fitted on one split and scored on another.
 
 Shapes: B samples, C channels, P pixels.
 """
@@ -25,8 +24,8 @@ from train.models.mpmae import fold_time
 
 # A forest of few samples: leaves that average three of them, a third of the statistics at each split.
 TREES, LEAF, SHARE, SEED = 200, 3, 1 / 3, 0
-# Parts of the cross-validation; draws and level of its bootstrap interval.
-PARTS, DRAWS, LEVEL = 5, 2000, 0.95
+# Draws and level of the bootstrap interval.
+DRAWS, LEVEL = 2000, 0.95
 
 
 class Constants:
@@ -100,12 +99,10 @@ Batches = Iterable[Mapping[str, Any]]
 class Forest:
     """What random forests leave of the squared error of a constant; NaN where there is nothing to predict.
 
-    val: grown on train, scored on val. whole: on all samples, each predicted by forests grown without it; low, high:
-    its 95 % bootstrap interval over samples.
+    val: grown on train, scored on val; low, high: its 95 % bootstrap interval over the samples of val.
     """
 
     val: float
-    whole: float
     low: float
     high: float
 
@@ -119,7 +116,7 @@ class Seen:
 
 
 def forests(module: Any, splits: Mapping[str, Batches]) -> dict[str, Forest]:
-    """One for each task of ``module`` that measures something; ``splits`` has train, val and whatever there is more.
+    """One for each task of ``module`` that measures something; ``splits`` has train and val.
 
     A forest sees statistics of the whole input, nothing hidden, and predicts a sample's mean of one channel. Tasks of
     classes, and those whose patches are standardised, have none.
@@ -127,14 +124,11 @@ def forests(module: Any, splits: Mapping[str, Batches]) -> dict[str, Forest]:
     tasks = [one for one in getattr(module, "tasks", ()) if one.values == "continuous" and not one.norm_pix]
     if not tasks:
         return {}
-    seen = {split: _statistics(module.input, tasks, batches) for split, batches in splits.items()}
-    inputs = np.concatenate([one.inputs for one in seen.values()])
-    found = {}
-    for name in (one.name for one in tasks):
-        train, val = ((seen[split].inputs, seen[split].targets[name]) for split in ("train", "val"))
-        whole = np.concatenate([one.targets[name] for one in seen.values()])
-        found[name] = _forest(_errors(*train, *val), _cross_validated(inputs, whole))
-    return found
+    train, val = (_statistics(module.input, tasks, splits[split]) for split in ("train", "val"))
+    return {
+        one.name: _forest(_errors(train.inputs, train.targets[one.name], val.inputs, val.targets[one.name]))
+        for one in tasks
+    }
 
 
 def _statistics(name: str, tasks: Sequence[Task], batches: Batches) -> Seen:
@@ -150,29 +144,18 @@ def _statistics(name: str, tasks: Sequence[Task], batches: Batches) -> Seen:
     return Seen(inputs=np.concatenate(inputs), targets={task: np.concatenate(parts) for task, parts in targets.items()})
 
 
-def _forest(on_val: np.ndarray, on_all: np.ndarray) -> Forest:
+def _forest(errors: np.ndarray) -> Forest:
     """From errors of forests and of constants, (2, n)."""
-    picks = np.random.default_rng(SEED).integers(0, on_all.shape[1], (DRAWS, on_all.shape[1]))
-    drawn = on_all[:, picks].sum(axis=2)
+    picks = np.random.default_rng(SEED).integers(0, errors.shape[1], (DRAWS, errors.shape[1]))
+    drawn = errors[:, picks].sum(axis=2)
     low, high = np.nanquantile(_ratio(drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    val, whole = (float(_ratio(errors.sum(axis=1))) for errors in (on_val, on_all))
-    return Forest(val=val, whole=whole, low=float(low), high=float(high))
+    return Forest(val=float(_ratio(errors.sum(axis=1))), low=float(low), high=float(high))
 
 
 def _ratio(errors: np.ndarray) -> np.ndarray:
     """Of forests over constants, (2, ...) -> (...)."""
     ratio: np.ndarray = np.divide(errors[0], errors[1], out=np.full(errors.shape[1:], np.nan), where=errors[1] > 0)
     return ratio
-
-
-def _cross_validated(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """(2, B) errors as of ``_errors``, each sample's with everything fitted on the other parts."""
-    part = np.random.default_rng(SEED).permutation(len(inputs)) % PARTS
-    errors = np.zeros((2, len(inputs)))
-    for one in np.unique(part):
-        own = part == one
-        errors[:, own] = _errors(inputs[~own], targets[~own], inputs[own], targets[own])
-    return errors
 
 
 def _errors(seen: np.ndarray, known: np.ndarray, new: np.ndarray, wanted: np.ndarray) -> np.ndarray:
