@@ -21,7 +21,8 @@ above the goal, so many samples do not teach the task, and a model is asked only
 The label of the probe was chosen before any result was seen: the grain of ESA WorldCover (train/labels.py), which
 depends on where classes lie and not on which they are or how much of each there is. CROMA and Scale-ALiBi never see
 WorldCover: it is added to their recipes for the label. It is one of MP-MAE's twelve tasks. What counts is logistic
-regression on test, as a gain over image statistics and over random convolutions with a paired bootstrap.
+regression on test, as a gain over image statistics and over random convolutions with a paired bootstrap; where a corpus
+was built on, all of its samples are labels.
 
 With --real the same runs take the few real files of a folder that recipes/archives/realdata.yaml describes. They show
 that the way is open and no more: three samples to train on, and for want of real aerial photographs with radar at the
@@ -225,7 +226,7 @@ class TaskScore:
         """JSON values, None where there is no number; reached: None where nothing was scored."""
         ratio = self.ratio("val")
         numbers = {"train": self.model["train"], "val": self.model["val"], "constant": self.constant["val"]}
-        numbers |= {"ratio": ratio, "test_ratio": self.ratio("test")}
+        numbers |= {"ratio": ratio, "test_ratio": self.ratio("test"), "looked_constant": self.constant["looked"]}
         numbers |= {name: getattr(self.forest, of, float("nan")) for name, of in FOREST.items()}
         known: dict[str, float | None] = {key: None if x != x else x for key, x in numbers.items()}
         return {"task": self.task, **known, "reached": None if ratio != ratio else ratio < GOAL}
@@ -270,12 +271,12 @@ def report(name: str, method: Method, folder: Path) -> dict[str, Any]:
     """Score the run in ``folder``; plain values."""
     corpus, found = open_corpus(folder / "corpus"), open_checkpoint(folder / "run")
     held_out = corpus if method.held_out == 1 else open_corpus(folder / "held_out")
-    lock, scores = corpus.lock, score_tasks(found, corpus, held_out)
-    tasks, rows = [one.plain() for one in scores], log.read_rows(folder / "run" / "log.csv")
-    for one, score in zip(tasks, scores, strict=True):
-        looks = _looks(rows, log.VALIDATION + score.task).values()
-        one["lowest"] = one["ratio"] and min(looks) / score.constant["looked"]
-    probed = probe(folder / "run", corpus, [method.label])
+    lock, rows = corpus.lock, log.read_rows(folder / "run" / "log.csv")
+    tasks = [one.plain() for one in score_tasks(found, corpus, held_out)]
+    for one in tasks:
+        looks = _looks(rows, log.VALIDATION + one["task"]).values()
+        one["lowest"] = one["ratio"] and min(looks) / one["looked_constant"]
+    probed = probe(folder / "run", held_out, [method.label])
     return {
         "method": name, "recipe": method.recipe, "samples": lock["samples"], "source": lock["source"],
         "synthetic": corpus.synthetic, "steps": found.step, "counts": counts(corpus, held_out),
@@ -344,7 +345,7 @@ def _probe_lines(told: Mapping[str, Any]) -> Iterator[str]:
 
 
 def draw(found: Mapping[str, Any], rows: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Each task's loss over steps on train and val, with the best constant and the goal, as a PNG."""
+    """Each task's loss over steps on train and the val beside it, with its best constant and the goal, as a PNG."""
     from matplotlib.figure import Figure
 
     tasks = found["tasks"]
@@ -360,8 +361,8 @@ def draw(found: Mapping[str, Any], rows: Sequence[Mapping[str, float]], path: Pa
             points = _looks(rows, prefix + one["task"])
             axis.plot(list(points), list(points.values()), label="train" if prefix == log.TASK else "val", **style)
         if one["ratio"] is not None:
-            axis.axhline(one["constant"], color="tab:red", label="best constant")
-            axis.axhline(GOAL * one["constant"], color="tab:red", linestyle=":", label=f"{GOAL} x")
+            axis.axhline(one["looked_constant"], color="tab:red", label="best constant")
+            axis.axhline(GOAL * one["looked_constant"], color="tab:red", linestyle=":", label=f"{GOAL} x")
         ratio = "nothing to score" if one["ratio"] is None else f"{one['ratio']:.2f}"
         axis.set_title(f"{one['task']}: {ratio}", fontsize=9)
         axis.tick_params(labelsize=7)
