@@ -370,7 +370,10 @@ def draw(found: Mapping[str, Any], rows: Sequence[Mapping[str, float]], path: Pa
         axis.set_axis_off()
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     kind = "synthetic" if found["synthetic"] else "real"
-    figure.suptitle(f"{found['method']}: loss over steps, {found['samples']} {kind} samples of {found['recipe']}")
+    figure.suptitle(
+        f"{found['method']}: loss over steps, {found['samples']} {kind} samples of {found['recipe']}; "
+        f"ratios are of the {found['counts']['val']} val samples that are scored"
+    )
     figure.savefig(path, dpi=110)
 
 
