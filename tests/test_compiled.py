@@ -259,3 +259,11 @@ def test_code_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) ->
     if compiled.is_built():
         monkeypatch.setattr(compiled._chunks, "ROW_BYTES", 8)
     assert not compiled.is_built()
+
+
+def test_without_the_functions_of_other_packages_python_does_it(
+    tiny: TinyCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "_functions", lambda: None)
+    assert not compiled.is_built()
+    assert sum(len(batch["id"]) for batch in Loader(tiny.path, batch_size=5)) == len(tiny.slots)

@@ -38,12 +38,12 @@ _TYPES = ("u1", "i1", "u2", "i2", "i4", "f4")
 
 
 def is_built() -> bool:
-    """Whether there is compiled code, and of this version: an installation for editing may have an older one."""
-    return (
-        _chunks is not None
-        and (ROW.itemsize, _CHIP.itemsize) == (_chunks.ROW_BYTES, _chunks.CHIP_BYTES)
-        and google_crc32c.implementation == "c"
-    )
+    """Whether there is compiled code of this version.
+
+    An installation for editing may have an older one. It needs Blosc and crc32c of the packages that have them.
+    """
+    built = _chunks is not None and (ROW.itemsize, _CHIP.itemsize) == (_chunks.ROW_BYTES, _chunks.CHIP_BYTES)
+    return built and _functions() is not None
 
 
 def converts(dtype: np.dtype[Any]) -> bool:
@@ -80,17 +80,24 @@ def fill(rows: np.ndarray) -> tuple[float, float, float, int, int]:
     -> seconds of reading, of decoding and of the rest; bytes read and decoded. rows: (n,) ROW. What they point to has
     to live until this returns.
     """
+    functions = _functions()
     assert _chunks is not None
-    done: tuple[float, float, float, int, int] = _chunks.fill(rows, *_functions())
+    assert functions is not None
+    done: tuple[float, float, float, int, int] = _chunks.fill(rows, *functions)
     return done
 
 
 @cache
-def _functions() -> tuple[int, int]:
-    """Where in memory the decoder of Blosc and crc32c begin, of the packages that Python itself uses."""
-    blosc = ctypes.CDLL(numcodecs.blosc.__file__)
-    crc32c = ctypes.CDLL(google_crc32c._crc32c.__file__)
-    return _address(blosc.blosc_decompress_ctx), _address(crc32c.crc32c_value)
+def _functions() -> tuple[int, int] | None:
+    """Where in memory the decoder of Blosc and crc32c begin, of the packages that Python itself uses.
+
+    None where a package hides its own, or does the work in Python.
+    """
+    try:
+        blosc, crc32c = ctypes.CDLL(numcodecs.blosc.__file__), ctypes.CDLL(google_crc32c._crc32c.__file__)
+        return _address(blosc.blosc_decompress_ctx), _address(crc32c.crc32c_value)
+    except (AttributeError, OSError):
+        return None
 
 
 def _address(function: Any) -> int:
