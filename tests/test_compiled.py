@@ -249,9 +249,9 @@ def test_bench_says_when_nothing_is_compiled_and_what_to_do(
         return capsys.readouterr().out
 
     options = "--seconds", "0.1", "--batch-size", "4"
-    assert ("no C compiler" in told(*options)) is not compiled.is_built()
+    assert ("no compiled code" in told(*options)) is not compiled.is_built()
     monkeypatch.setattr(compiled, "_chunks", None)
-    assert "no C compiler" in told(*options)
+    assert "no compiled code" in told(*options)
     assert '"compiled": false' in told(*options, "--json")
 
 

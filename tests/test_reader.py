@@ -188,7 +188,7 @@ def test_threads_that_take_part_after_part_end_within_a_part_of_each_other(tiny:
     tables = list(Reader(tiny.open()).tables.values())
     chunks = plan.find_chunks(tables, np.tile(np.arange(SLOTS), 50))
     cost = np.array([table.layout.modality.np_dtype.itemsize * int(np.prod(table.layout.chip)) for table in tables])
-    cost = cost[chunks.member] + plan.CALL_BYTES
+    cost = cost[chunks.columns[0]] + plan.CALL_BYTES
     until = [cost.sum() // 4, 0]
     for low, high in plan.shrinking_parts(chunks, tables, 2):
         until[int(np.argmin(until))] += cost[low:high].sum()

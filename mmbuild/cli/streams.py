@@ -56,7 +56,7 @@ def bench(
     console.print(table)
     if not speed.compiled:
         console.print(
-            "decoded in Python, which is slower with several threads: there was no C compiler when mmbuild was "
-            "installed; with one, pip install --force-reinstall --no-deps mmbuild builds what is missing",
+            "decoded in Python, which is slower with several threads: this installation has no compiled code. Where "
+            "there is a C compiler, pip install --force-reinstall --no-deps -e . in mmbuild's folder builds it",
             soft_wrap=True,
         )

@@ -37,30 +37,10 @@ class Chunks:
     def __len__(self) -> int:
         return int(self.columns.shape[1])
 
-    @property
-    def member(self) -> np.ndarray:
-        return self._column(0)
-
-    @property
-    def shard(self) -> np.ndarray:
-        return self._column(1)
-
-    @property
-    def start(self) -> np.ndarray:
-        return self._column(2)
-
-    @property
-    def length(self) -> np.ndarray:
-        return self._column(3)
-
     def rows(self, low: int, high: int) -> np.ndarray:
         """(n, 7) int64: entries low..high as member, shard, start, length, slot, position, time."""
         rows: np.ndarray = self.columns[:, low:high].T
         return rows
-
-    def _column(self, number: int) -> np.ndarray:
-        column: np.ndarray = self.columns[number]
-        return column
 
 
 def find_chunks(
@@ -100,7 +80,7 @@ def shrinking_parts(chunks: Chunks, tables: Sequence[ChipTable], threads: int) -
     if not len(chunks):
         return []
     cost = np.array([table.layout.modality.np_dtype.itemsize * int(np.prod(table.layout.chip)) for table in tables])
-    done = np.cumsum(cost[chunks.member] + CALL_BYTES)
+    done = np.cumsum(cost[chunks.columns[0]] + CALL_BYTES)
     edges = [left := int(done[-1])]
     least = left // (SMALLEST_PARTS * threads) + 1
     while left > 0:
@@ -115,11 +95,12 @@ def ranges(chunks: Chunks) -> list[tuple[int, int]]:
     """Cut the chunks into runs (low, high) that one request each can fetch: near each other in one shard object."""
     if not len(chunks):
         return []
-    end = chunks.start + chunks.length
-    same = (np.diff(chunks.member) == 0) & (np.diff(chunks.shard) == 0)
-    breaks = np.flatnonzero(~(same & (chunks.start[1:] - end[:-1] <= MAX_GAP_BYTES))) + 1
+    member, shard, start, length = chunks.columns[:4]
+    end = start + length
+    same = (np.diff(member) == 0) & (np.diff(shard) == 0)
+    breaks = np.flatnonzero(~(same & (start[1:] - end[:-1] <= MAX_GAP_BYTES))) + 1
     cuts = [0]
-    starts, ends = chunks.start.tolist(), end.tolist()
+    starts, ends = start.tolist(), end.tolist()
     for low, high in zip([0, *breaks.tolist()], [*breaks.tolist(), len(chunks)], strict=True):
         begin = low
         for i in range(low + 1, high):
