@@ -101,6 +101,7 @@ GOALS = (
     Goal(row="all", unit="MB more in the second half of an epoch", value=of_ours("all", "grown_mb"),
          goal=10.0, at_most=True),
     Goal(row="training", unit="MB above python + torch", value=of_ours("training", "rss_mb"), goal=600.0, at_most=True),
+    Goal(row="remote", unit="MB above python + torch", value=of_ours("remote", "rss_mb"), goal=600.0, at_most=True),
 )  # fmt: skip
 
 

@@ -6,14 +6,18 @@ All grids are north-up ``odc.geo`` GeoBoxes; nothing here clips, crops or resamp
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mercantile
 import numpy as np
 import numpy.typing as npt
 from affine import Affine
-from odc.geo.geobox import GeoBox
-from pyproj import Transformer
+
+# odc-geo and pyproj are imported where a grid is made: who only reads a corpus needs neither their 30 MB nor their
+# quarter of a second.
+if TYPE_CHECKING:
+    from odc.geo.geobox import GeoBox
+    from pyproj import Transformer
 
 # Every Sentinel-2 band of 10, 20 and 60 m starts on this lattice: eastings = 0 mod 60; northings = 0 mod 60 in
 # the north and 40 mod 60 in the south, because the false northing of 10,000,000 m is 40 mod 60.
@@ -44,6 +48,8 @@ def utm_epsg(lon: float, lat: float) -> int:
 
 @cache
 def _to_projected(epsg: int) -> Transformer:
+    from pyproj import Transformer
+
     return Transformer.from_crs("EPSG:4326", f"EPSG:{epsg}", always_xy=True)
 
 
@@ -71,6 +77,8 @@ def _snap(value: float, shift: float) -> float:
 
 def box_from_corner(epsg: int, x0: float, y0: float, *, gsd: float, size: int) -> GeoBox:
     """A square grid from its outer top-left corner (metres in the CRS)."""
+    from odc.geo.geobox import GeoBox
+
     return GeoBox((size, size), Affine(gsd, 0.0, x0, 0.0, -gsd, y0), f"EPSG:{epsg}")
 
 
@@ -128,6 +136,8 @@ def at_gsd(box: GeoBox, gsd: float) -> GeoBox:
 
     Raises ValueError when the ground is not a whole number of such pixels, or the old and new pixels do not nest.
     """
+    from odc.geo.geobox import GeoBox
+
     old = float(box.affine.a)
     if not (_whole(gsd / old) or _whole(old / gsd)):
         raise ValueError(f"pixels of {gsd:g} m and {old:g} m do not nest; one must be a whole multiple of the other")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 
 from benchmarks.remote import range_server
 from mmbuild.store import open_store
+from mmbuild.stream import pipeline
 from mmbuild.stream.cache import Cache
+from mmbuild.stream.fetch import Allowance
 from tests.batches import assert_same_samples, make
 from tests.shards import MODALITIES, SLOTS, TinyCorpus, write_corpus
 
@@ -94,6 +97,48 @@ def test_memory_of_batches_is_used_again_and_image_level_values_are_asked_for_on
         pixels = 2 * shards * (len(MODALITIES) - images)
         assert shards * images < asked.requests <= shards * images + pixels
         assert loader._assembly.blocks.held <= 2 * (loader.prefetch + 1)
+
+
+def test_what_comes_later_is_asked_for_while_few_bytes_are_held_and_what_is_needed_at_once() -> None:
+    sent: list[int] = []
+    allowance = Allowance(10)
+    for number, length in enumerate([6, 4, 3, 1, 20]):
+        allowance.ask(length, partial(sent.append, number))
+    allowance.send()
+    assert (sent, allowance.is_used_up) == ([0, 1], True)
+    allowance.send(3)
+    assert sent == [0, 1, 2]
+    allowance.give_back(3)  # 10 are held, as many as are allowed
+    assert sent == [0, 1, 2]
+    allowance.give_back(1)
+    assert sent == [0, 1, 2, 3]
+    allowance.give_back(10)
+    assert sent == [0, 1, 2, 3]  # 20 are never few
+    allowance.send(5)
+    assert (sent, allowance.is_used_up) == ([0, 1, 2, 3, 4], False)
+    allowance.ask(1, partial(sent.append, 5))
+    allowance.stop()
+    allowance.send(6)
+    assert sent == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle": "blocks", "block": 4, "window": 2}], ids=["random", "blocks"])
+def test_a_server_gives_all_samples_where_nothing_may_be_held_ahead(
+    tiny: TinyCorpus, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "HELD_BYTES", 1)
+    allowances: list[Allowance] = []
+
+    def watched(limit: int) -> Allowance:
+        allowances.append(Allowance(limit))
+        return allowances[-1]
+
+    monkeypatch.setattr(pipeline, "Allowance", watched)
+    with range_server(tiny.path, latency_s=0.001) as url:
+        assert_same_samples(make(url, **options), make(tiny))
+    (allowance,) = [one for one in allowances if one.asked]
+    assert not allowance.is_used_up
+    assert allowance._held == 0  # all that was asked for was given back
 
 
 def test_a_shard_that_arrives_while_its_absence_is_looked_at_is_not_asked_for_again(tiny: TinyCorpus) -> None:

@@ -107,7 +107,8 @@ class Assembly:
         self._in_block = [one for one in fields if one.members[0].name not in self._images]
         entries = _entries(self._in_block, raw=raw)
         self.prefetch = _ahead(reader, entries, rows) if prefetch is None else prefetch
-        self.blocks = Blocks(entries, rows, allocate, usual=self.prefetch + 1)
+        # The consumer has one batch while the next is made, also when that begins as it is asked for.
+        self.blocks = Blocks(entries, rows, allocate, usual=max(self.prefetch, 1) + 1)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to another process, it makes its own memory there, and plain."""

@@ -18,8 +18,9 @@ import numpy as np
 # Arrays begin at multiples of a cache line, so that no two threads write into the same one.
 _ALIGN = 64
 Allocate = Callable[[int], np.ndarray]
-# How long a new batch waits for the memory of an old one, once there are as many blocks as reading ahead needs.
-PATIENCE_S = 0.02
+# How long a new batch waits for the memory of an old one, once there are as many blocks as reading ahead needs: longer
+# than Python's garbage collection holds up the consumer (0.12 s measured), or that would cost a block for good.
+PATIENCE_S = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)

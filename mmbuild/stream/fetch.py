@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
@@ -119,6 +119,51 @@ class Requests:
         if len(data) != length:
             raise EOFError(f"{len(data)} of {length} bytes at {start}")
         return data
+
+
+class Allowance:
+    """Sends what is asked for in its order: at once what is needed now, what comes later while few bytes are held.
+
+    limit: bytes held, which are those that were sent for and not given back.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
+        self._lock = Lock()
+        self._sent = self._held = 0
+        self.asked = 0
+
+    def ask(self, length: int, send: Callable[[], None]) -> None:
+        """Have ``send`` called when so many bytes may be fetched, in whatever thread gives others back."""
+        with self._lock:
+            self._waiting.append((length, send))
+            self.asked += 1
+
+    def send(self, upto: int = 0) -> None:
+        """Send what is allowed, and whatever the limit the first ``upto`` of all that were asked for."""
+        with self._lock:
+            while self._waiting and (self._sent < upto or self._held + self._waiting[0][0] <= self._limit):
+                length, send = self._waiting.popleft()
+                self._sent += 1
+                self._held += length
+                send()
+
+    def give_back(self, length: int) -> None:
+        """So many bytes are not held any more."""
+        with self._lock:
+            self._held -= length
+        self.send()
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether something that was asked for waits."""
+        return bool(self._waiting)
+
+    def stop(self) -> None:
+        """Send nothing any more."""
+        with self._lock:
+            self._waiting.clear()
 
 
 def no_pickle(state: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -21,11 +21,12 @@ import numpy as np
 from mmbuild.stream import plan
 from mmbuild.stream.assembly import Assembly, Outline, Parts
 from mmbuild.stream.chunks import Encoded
+from mmbuild.stream.fetch import Allowance
 from mmbuild.stream.reader import Row
 
-# Bytes of batches that no thread works on yet beyond which no later one is asked for: at least one batch is, so that
-# bytes travel while others are decoded.
-FETCH_AHEAD_BYTES = 64 * 2**20
+# Encoded bytes asked for and not decoded yet, beyond which only what a batch under way needs is asked for. A quarter
+# outruns 80 MB/s and 30 ms a request; the rest is of groups, asked for at once and used up over some batches.
+HELD_BYTES = 96 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class Step:
 
 @dataclass(kw_only=True)
 class Job:
-    """A step that is under way; asked: bytes that were asked for on its account; following: the one after it."""
+    """A step that is under way; asked: requests of its and all earlier steps; following: the one after it."""
 
     step: Step
     asked: int = 0
@@ -60,6 +61,7 @@ class Span:
     """A range that was asked for: its bytes when they came, and who waits for which of its chunks."""
 
     start: int
+    length: int
     left: int
     data: Encoded | None = None
     error: BaseException | None = None
@@ -82,7 +84,7 @@ class Pipeline:
         self._remote = assembly.reader.requests is not None
         self._spans: dict[tuple[int, int, int], Span] = {}
         self._opened: set[int] = set()
-        self._ahead = 0
+        self._allowance = Allowance(HELD_BYTES)
         self._closed = False
         self.wait_s = 0.0
         self._later = _Later(steps) if self._remote and steps and steps[0].groups is not None else None
@@ -111,6 +113,7 @@ class Pipeline:
                 yield job
         finally:
             self._closed = True
+            self._allowance.stop()
             for _ in workers:
                 self._queue.put(None)
             for worker in workers:
@@ -124,7 +127,7 @@ class Pipeline:
             if not self._planned:
                 self._plan()
             job = self._planned.popleft()
-            self._ahead -= job.asked
+            self._allowance.send(job.asked)
             admitted.append(job)
             if not self._remote and not self._planned and self._next < len(self._steps):
                 self._plan()
@@ -133,7 +136,7 @@ class Pipeline:
 
     def _ask_ahead(self) -> None:
         """Ask an object store for the bytes of batches to come."""
-        while self._remote and self._next < len(self._steps) and self._ahead < FETCH_AHEAD_BYTES:
+        while self._remote and self._next < len(self._steps) and not self._allowance.is_used_up:
             self._plan()
 
     def _plan(self) -> None:
@@ -148,7 +151,8 @@ class Pipeline:
                 job.pending += len(loads)
             for load in loads:
                 load.add_done_callback(partial(self._loaded, job))
-            self._ahead += job.asked
+            job.asked = self._allowance.asked
+            self._allowance.send()
 
     def _ask(self, job: Job, own: plan.Chunks, number: int) -> None:
         """Ask for the bytes of a batch, or of what the rest of the epoch needs of its groups."""
@@ -158,7 +162,7 @@ class Pipeline:
             self._opened.update(new)
             chunks = self._assembly.chunks(self._later.positions(new, number), self._epoch)
         for low, high in plan.ranges(chunks):
-            job.asked += self._request(chunks, low, high)
+            self._request(chunks, low, high)
         groups: dict[int, tuple[Span, list[Row]]] = {}
         for row in map(tuple, own.rows(0, len(own)).tolist()):
             span = self._spans.pop((row[0], row[4], row[6]), None)
@@ -173,22 +177,22 @@ class Pipeline:
                     continue
             self._arrived(span, job, rows)
 
-    def _request(self, chunks: plan.Chunks, low: int, high: int) -> int:
-        """Ask for one range; its length."""
+    def _request(self, chunks: plan.Chunks, low: int, high: int) -> None:
+        """Ask for one range."""
         rows: list[Row] = list(map(tuple, chunks.rows(low, high).tolist()))
         member, shard, start, _, slot, _, _ = rows[0]
         length = rows[-1][2] + rows[-1][3] - start
-        span = Span(start=start, left=high - low)
+        span = Span(start=start, length=length, left=high - low)
         for row in rows:
             self._spans[row[0], row[4], row[6]] = span
         reader, table = self._assembly.reader, self._assembly.tables[member]
         if table.name in reader.foreign:
-            span.data = b""
-            return 0
+            span.data, span.length = b"", 0
+            return
         assert reader.requests is not None
         stamp = int(reader.index.stamps[shard])
-        reader.requests.submit(table.key(slot), start, length, stamp, partial(self._came, span))
-        return length
+        came = partial(self._came, span)
+        self._allowance.ask(length, partial(reader.requests.submit, table.key(slot), start, length, stamp, came))
 
     # -- in the threads
 
@@ -281,6 +285,7 @@ class Pipeline:
                 gone = span.left == 0
             if gone:
                 span.data = None
+                self._allowance.give_back(span.length)
 
     def _guard(self, job: Job) -> _Guard:
         return _Guard(self, job)
