@@ -5,8 +5,6 @@ What did not work becomes a status with a reason; it never becomes pixels, and i
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,6 +16,7 @@ from mmbuild.choose import Anchored, Choice, Sample, Scene, Step, choose_steps
 from mmbuild.commit import OnStep, Outcome, keep, packed, valid_mask, withdraw, withdrawn_key, write
 from mmbuild.cube import ArrayLayout, layouts
 from mmbuild.errors import QuotaStop, SourceError
+from mmbuild.heap import share_heaps
 from mmbuild.modality import Modality
 from mmbuild.plan import samples_of
 from mmbuild.recipe import Recipe
@@ -32,8 +31,8 @@ Window = tuple[datetime, datetime]
 # Threads of a process that read chips, for all its shards together. More than the 40 requests that Earth Engine answers
 # at once, since a thread also unpacks what came; how many are under way is decided by the gate.
 READ_THREADS = 64
-# Heaps that they allocate from, and what glibc's malloc.h calls the option.
-ARENAS, M_ARENA_MAX = 2, -8
+# Heaps that they allocate from; with one each, a quarter of a build's memory was free (measured).
+HEAPS = 2
 # Samples that are searched, screened and read together. Blocks of one shard go side by side, so that some are read
 # while others are searched, and a run that is stopped early has finished some.
 BLOCK = 64
@@ -82,18 +81,8 @@ def chip_readers() -> ThreadPoolExecutor:
     So the oldest shard is done first. With threads of their own, shards side by side would all be read, and then all be
     searched, at the same time: requests would come in waves.
     """
-    _share_arenas()
+    share_heaps(HEAPS)
     return ThreadPoolExecutor(max_workers=READ_THREADS, thread_name_prefix="read")
-
-
-def _share_arenas() -> None:
-    """Let all threads allocate from a few heaps, where the C library is glibc.
-
-    By itself it gives each thread up to 64 MB that it keeps when pixels are freed: a quarter of a build's memory.
-    """
-    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(M_ARENA_MAX, ARENAS)  # type: ignore[union-attr]
 
 
 def build_shard(
