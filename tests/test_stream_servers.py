@@ -99,46 +99,33 @@ def test_memory_of_batches_is_used_again_and_image_level_values_are_asked_for_on
         assert loader._assembly.blocks.held <= 2 * (loader.prefetch + 1)
 
 
-def test_what_comes_later_is_asked_for_while_few_bytes_are_held_and_what_is_needed_at_once() -> None:
+def test_what_is_needed_is_asked_for_at_once_and_what_comes_later_within_a_limit() -> None:
     sent: list[int] = []
     allowance = Allowance(10)
-    for number, length in enumerate([6, 4, 3, 1, 20]):
-        allowance.ask(length, partial(sent.append, number))
-    allowance.send()
+
+    def ask(*lengths: int) -> None:
+        for length in lengths:
+            allowance.ask(length, partial(sent.append, allowance.asked))
+
+    ask(6, 4, 3)
     assert (sent, allowance.is_used_up) == ([0, 1], True)
-    allowance.send(3)
-    assert sent == [0, 1, 2]
-    allowance.give_back(3)  # 10 are held, as many as are allowed
-    assert sent == [0, 1, 2]
-    allowance.give_back(1)
-    assert sent == [0, 1, 2, 3]
-    allowance.give_back(10)
-    assert sent == [0, 1, 2, 3]  # 20 are never few
-    allowance.send(5)
+    allowance.need(1)  # what was sent ahead is not sent again, and makes room
+    assert (sent, allowance.is_used_up) == ([0, 1, 2], False)
+    ask(20, 1)
+    assert (sent, allowance.is_used_up) == ([0, 1, 2], True)  # in their order, though the last one would fit
+    allowance.need(3)
+    assert sent == [0, 1, 2]  # 20 never are within the limit
+    allowance.need(4)
     assert (sent, allowance.is_used_up) == ([0, 1, 2, 3, 4], False)
-    allowance.ask(1, partial(sent.append, 5))
-    allowance.stop()
-    allowance.send(6)
-    assert sent == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("options", [{}, {"shuffle": "blocks", "block": 4, "window": 2}], ids=["random", "blocks"])
-def test_a_server_gives_all_samples_where_nothing_may_be_held_ahead(
+def test_a_server_gives_all_samples_where_nothing_may_be_asked_for_ahead(
     tiny: TinyCorpus, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "HELD_BYTES", 1)
-    allowances: list[Allowance] = []
-
-    def watched(limit: int) -> Allowance:
-        allowances.append(Allowance(limit))
-        return allowances[-1]
-
-    monkeypatch.setattr(pipeline, "Allowance", watched)
+    monkeypatch.setattr(pipeline, "AHEAD_BYTES", 1)
     with range_server(tiny.path, latency_s=0.001) as url:
         assert_same_samples(make(url, **options), make(tiny))
-    (allowance,) = [one for one in allowances if one.asked]
-    assert not allowance.is_used_up
-    assert allowance._held == 0  # all that was asked for was given back
 
 
 def test_a_shard_that_arrives_while_its_absence_is_looked_at_is_not_asked_for_again(tiny: TinyCorpus) -> None:

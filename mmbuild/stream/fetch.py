@@ -131,48 +131,40 @@ class Requests:
 
 
 class Allowance:
-    """Sends what is asked for in its order: at once what is needed now, what comes later while few bytes are held.
-
-    limit: bytes held, which are those that were sent for and not given back.
-    """
+    """Sends what is asked for in its order: what is needed now at once, of what comes later so many bytes ahead."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
-        self._lock = Lock()
-        self._sent = self._held = 0
+        self._ahead: deque[int] = deque()
         self.asked = 0
 
     def ask(self, length: int, send: Callable[[], None]) -> None:
-        """Have ``send`` called when so many bytes may be fetched, in whatever thread gives others back."""
-        with self._lock:
-            self._waiting.append((length, send))
-            self.asked += 1
+        """Have ``send`` called when these bytes are needed, or allowed ahead."""
+        self._waiting.append((length, send))
+        self.asked += 1
+        self._send()
 
-    def send(self, upto: int = 0) -> None:
-        """Send what is allowed, and whatever the limit the first ``upto`` of all that were asked for."""
-        with self._lock:
-            while self._waiting and (self._sent < upto or self._held + self._waiting[0][0] <= self._limit):
-                length, send = self._waiting.popleft()
-                self._sent += 1
-                self._held += length
-                send()
-
-    def give_back(self, length: int) -> None:
-        """So many bytes are not held any more."""
-        with self._lock:
-            self._held -= length
-        self.send()
+    def need(self, upto: int) -> None:
+        """The first ``upto`` of all that were asked for are needed now."""
+        begun = self.asked - len(self._waiting) - len(self._ahead)
+        for _ in range(begun, upto):
+            if self._ahead:
+                self._ahead.popleft()
+            else:
+                self._waiting.popleft()[1]()
+        self._send()
 
     @property
     def is_used_up(self) -> bool:
         """Whether something that was asked for waits."""
         return bool(self._waiting)
 
-    def stop(self) -> None:
-        """Send nothing any more."""
-        with self._lock:
-            self._waiting.clear()
+    def _send(self) -> None:
+        while self._waiting and sum(self._ahead) + self._waiting[0][0] <= self._limit:
+            length, send = self._waiting.popleft()
+            self._ahead.append(length)
+            send()
 
 
 def no_pickle(state: dict[str, Any], *names: str) -> dict[str, Any]:
