@@ -25,8 +25,8 @@ from mmbuild.stream.chunks import Encoded
 # as reading a small chunk; with 128 of 462 objects open, reading took a tenth longer (measured).
 MAX_OPEN_FILES = 512
 # After so many bytes the gaps that answers left behind in the heap are given back: freed in any order, they grew to
-# 150 MB (measured). Once a batch of 128, it takes a fiftieth of a thread's time.
-TIDY_BYTES = 64 * 2**20
+# 150 MB (measured). Each time takes some 8 ms of one thread.
+TIDY_BYTES = 96 * 2**20
 # A request that failed is repeated after these waits; obstore has repeated what it could before.
 RETRY_WAITS_S = (0.1, 0.5, 1.0, 2.0, 4.0)
 
