@@ -128,6 +128,24 @@ def test_a_server_gives_all_samples_where_nothing_may_be_asked_for_ahead(
         assert_same_samples(make(url, **options), make(tiny))
 
 
+def test_batches_of_few_bytes_are_not_all_outlined_at_once(tiny: TinyCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "MOST_PLANNED", 3)
+    images = [name for name, m in MODALITIES.items() if m.level == "image"]
+    with range_server(tiny.path, latency_s=0.0) as url:
+        loader = make(url, batch_size=1, modalities=images, prefetch=0)
+        outlined: list[int] = []
+        outline = loader._assembly.outline
+
+        def watched(positions: np.ndarray, epoch: int) -> Any:
+            outlined.append(len(positions))
+            return outline(positions, epoch)
+
+        monkeypatch.setattr(loader._assembly, "outline", watched)
+        for given, _batch in enumerate(loader, 1):
+            assert len(outlined) <= given + 3
+        assert len(outlined) == len(loader)
+
+
 def test_a_shard_that_arrives_while_its_absence_is_looked_at_is_not_asked_for_again(tiny: TinyCorpus) -> None:
     with range_server(tiny.path, latency_s=0.0) as url:
         table = next(iter(make(url)._assembly._images.values()))

@@ -27,6 +27,8 @@ from mmbuild.stream.reader import Row
 # Encoded bytes of later batches that are asked for while one is made. 16 MiB cost a tenth of the rate, 64 MiB give some
 # more and take 30 MB more (measured, 80 MB/s a connection and 30 ms a request).
 AHEAD_BYTES = 40 * 2**20
+# Batches that are outlined ahead on an object store; of few bytes, or none, all of an epoch would be otherwise.
+MOST_PLANNED = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +136,12 @@ class Pipeline:
 
     def _ask_ahead(self) -> None:
         """Ask an object store for the bytes of batches to come."""
-        while self._remote and self._next < len(self._steps) and not self._allowance.is_used_up:
+        while (
+            self._remote
+            and self._next < len(self._steps)
+            and len(self._planned) < MOST_PLANNED
+            and not self._allowance.is_used_up
+        ):
             self._plan()
 
     def _plan(self) -> None:
