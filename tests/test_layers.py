@@ -23,7 +23,7 @@ PACKAGE = ROOT / "mmbuild"
 # A name is a module or folder of mmbuild; files of one folder may use each other where no circle comes of it.
 # `choose` reads the rules of a recipe, and `build` calls split, stats and catalogue when the shards are done.
 LAYERS = (
-    {"errors"},
+    {"errors", "heap"},
     {"yamlfile", "store", "times", "published"},
     {"explain", "grid", "records"},
     {"modality"},
