@@ -1,8 +1,8 @@
 """Encoded chunks into arrays that are there already: checksum, then Blosc.
 
 Decoding releases the GIL and uses no thread of Blosc's own. Damaged bytes are a ValueError that says what is wrong.
-Parts of a chip are not decoded by themselves: what Blosc decodes at once is two planes of 128 px or the whole chip
-(tests/test_cube.py), of which every window needs all; what is outside a window is decoded and not copied.
+Parts of a chip are not decoded by themselves: what Blosc decodes at once is so long that all of it holds pixels of any
+window that people train with (tests/test_cube.py); what is outside a window is decoded and not copied.
 This is one chunk at a time, where compiled code is missing or could not do it; ``_chunks.c`` does the same for many.
 """
 

@@ -38,7 +38,7 @@ _TYPES = ("u1", "i1", "u2", "i2", "i4", "f4")
 
 
 def is_built() -> bool:
-    """Whether there is compiled code of this version.
+    """Whether there is compiled code that takes what this version describes to it.
 
     An installation for editing may have an older one. It needs Blosc and crc32c of the packages that have them.
     """

@@ -83,7 +83,6 @@ class Requests:
         self._store, self._cache = store, cache
         self._pool = ThreadPoolExecutor(connections, thread_name_prefix="mmbuild-request")
         self.requests = self.bytes = self.retries = 0
-        self._untidy = 0
 
     def submit(self, key: str, start: int, length: int, stamp: int, done: Callable[[Future[Encoded]], None]) -> None:
         """Ask for a range; ``done`` gets the future in the thread that got it. stamp: the object's version."""
@@ -120,10 +119,9 @@ class Requests:
         # An array, because checksums take no memoryview.
         data = np.frombuffer(self._store.view_range(key, start, length), np.uint8)
         self.requests += 1
-        self.bytes += len(data)
-        self._untidy += len(data)
-        if self._untidy > TIDY_BYTES:
-            self._untidy = 0
+        before = self.bytes
+        self.bytes = before + len(data)
+        if self.bytes // TIDY_BYTES > before // TIDY_BYTES:
             return_freed()
         if len(data) != length:
             raise EOFError(f"{len(data)} of {length} bytes at {start}")
