@@ -11,12 +11,14 @@ import logging
 import math
 import signal
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from multiprocessing import resource_tracker
+from types import FrameType
 from typing import Any
 
 import dask
@@ -40,6 +42,8 @@ END_S = 330.0
 # A build without any worker looks for one this often, and gives up after this long: Dask's own nannies start a worker
 # that died again within seconds.
 LOOK_S, ALONE_S = 2.0, 60.0
+# A build that waits for a shard looks this often whether someone has pressed Ctrl-C; a shard takes seconds.
+POLL_S = 0.01
 # Most of its functions have no types.
 _dask: Any = distributed
 
@@ -149,9 +153,14 @@ class Cluster:
     def results(self, tasks: Iterator[Task]) -> Iterator[ShardResult]:
         waiting = _dask.as_completed()
         try:
-            self._fill(waiting, tasks)
-            with self._watched(waiting):
-                for future in waiting:
+            with _interrupts_noted() as raise_noted, self._watched(waiting):
+                self._fill(waiting, tasks)
+                while not waiting.is_empty():
+                    while not waiting.has_ready():
+                        raise_noted()
+                        time.sleep(POLL_S)
+                    raise_noted()
+                    future = next(waiting)
                     result: ShardResult = future.result()
                     future.release()
                     yield result
@@ -266,6 +275,36 @@ def client_of(workers: int, scheduler: str | None) -> Iterator[Any]:
             )  # fmt: skip
         with cluster, _dask.Client(cluster) as client:
             yield client
+
+
+@contextmanager
+def _interrupts_noted() -> Iterator[Callable[[], None]]:
+    """Note Ctrl-C, and raise it where the function that is given is called, or at the end; a second one at once.
+
+    Raised within a call of Dask's it would leave Dask's own traceback (distributed.utils.sync cancels what it has not
+    begun), and within a weak reference's callback Python would print it and go on.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield lambda: None
+        return
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if noted:
+            before(number, frame)
+        noted.append(number)
+
+    def raise_noted() -> None:
+        if noted:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield raise_noted
+    finally:
+        signal.signal(signal.SIGINT, before)
+    raise_noted()
 
 
 @contextmanager

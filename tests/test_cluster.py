@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,36 @@ def test_a_build_that_ends_early_leaves_no_shard_under_way(cluster: LocalCluster
         assert not any(client.processing().values())
     build_corpus(small_recipe(*FEW), tmp_path / "out", scheduler=cluster.scheduler_address)
     assert snapshot(tmp_path / "out") == snapshot(build_small(tmp_path / "straight", *FEW).store)
+
+
+def test_ctrl_c_interrupts_no_call_of_dask(cluster: LocalCluster, tmp_path: Path) -> None:
+    """It is raised where the build waits; within one of Dask's calls it would leave a traceback of Dask's."""
+    handler, went_on = signal.getsignal(signal.SIGINT), []
+
+    def press(report: BuildReport) -> None:
+        signal.raise_signal(signal.SIGINT)
+        went_on.append(report.shards_done)
+
+    with pytest.raises(KeyboardInterrupt):
+        build_corpus(small_recipe(*FEW), tmp_path / "out", scheduler=cluster.scheduler_address, progress=press)
+    assert went_on == [1]
+    assert signal.getsignal(signal.SIGINT) is handler
+    with Client(cluster) as client:
+        assert not any(client.processing().values())
+
+
+def test_a_second_ctrl_c_is_raised_at_once(cluster: LocalCluster, tmp_path: Path) -> None:
+    went_on = []
+
+    def press_twice(report: BuildReport) -> None:
+        signal.raise_signal(signal.SIGINT)
+        went_on.append("once")
+        signal.raise_signal(signal.SIGINT)
+        went_on.append("twice")
+
+    with pytest.raises(KeyboardInterrupt):
+        build_corpus(small_recipe(*FEW), tmp_path / "out", scheduler=cluster.scheduler_address, progress=press_twice)
+    assert went_on == ["once"]
 
 
 def test_a_build_whose_workers_are_all_gone_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
