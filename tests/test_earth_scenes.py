@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -227,6 +228,21 @@ def test_cloud_percentages_spread_over_the_whole_range() -> None:
     forest = [i.properties["CLOUDY_PIXEL_PERCENTAGE"] for i in scenes(L1C, -60.1, -3.2, "2020-01-01", "2021-01-01")]
     assert np.mean(desert) < np.mean(cloud) < np.mean(forest) + 15
     assert np.mean(desert) < 0.5 * np.mean(forest)
+
+
+def test_threads_that_empty_what_is_remembered_do_not_lose_each_others_cloud_percentages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A server that has measured very many scenes begins again, while other requests are being answered."""
+    monkeypatch.setattr("mmbuild.sandbox.scenes.SHARES_KEPT", -1)
+    places = [(11.35 + 1.5 * step, 48.1) for step in range(12)]
+
+    def percentages(place: tuple[float, float]) -> list[float]:
+        return [i.properties["CLOUDY_PIXEL_PERCENTAGE"] for i in scenes(L1C, *place, "2020-01-01", "2020-03-01")]
+
+    alone = [percentages(place) for place in places]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(percentages, places)) == alone
 
 
 def test_levels_and_derived_products_share_their_scenes() -> None:

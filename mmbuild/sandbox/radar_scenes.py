@@ -176,7 +176,8 @@ _climates: dict[Frame, _Climate] = {}
 
 def _climates_of(frames: Sequence[Frame]) -> list[_Climate]:
     """The climate of each frame, worked out once, for all new ones together."""
-    known = {frame: _climates[frame] for frame in frames if frame in _climates}
+    # Another thread may empty what is remembered at any time: what is answered is in `known` alone.
+    known = {frame: climate for frame in frames if (climate := _climates.get(frame)) is not None}
     new = [frame for frame in dict.fromkeys(frames) if frame not in known]
     if new:
         if len(_climates) > 8192:

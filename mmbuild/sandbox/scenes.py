@@ -267,18 +267,26 @@ def sample_cells(tile: Tile) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 _shares: dict[tuple[str, int], float] = {}
+SHARES_KEPT = 200_000
 
 
 def cloud_shares(scenes: Sequence[OpticalScene]) -> list[float]:
     """Cloudy percentage of each scene; measured once per tile and pass, many passes at a time."""
-    if len(_shares) > 200_000:
-        _shares.clear()
-    for tile in {s.tile for s in scenes if (s.tile.name, s.passage) not in _shares}:
-        _measure(tile, [s for s in scenes if s.tile == tile and (s.tile.name, s.passage) not in _shares])
-    return [_shares[s.tile.name, s.passage] for s in scenes]
+    keys = [(scene.tile.name, scene.passage) for scene in scenes]
+    # Another thread may empty what is remembered at any time: what is answered is in `known` alone.
+    known = {key: share for key in keys if (share := _shares.get(key)) is not None}
+    new = [scene for scene, key in zip(scenes, keys, strict=True) if key not in known]
+    if new:
+        if len(_shares) > SHARES_KEPT:
+            _shares.clear()
+        for tile in {scene.tile for scene in new}:
+            known |= _measure(tile, [scene for scene in new if scene.tile == tile])
+        _shares.update(known)
+    return [known[key] for key in keys]
 
 
-def _measure(tile: Tile, scenes: list[OpticalScene]) -> None:
+def _measure(tile: Tile, scenes: list[OpticalScene]) -> dict[tuple[str, int], float]:
+    shares = {}
     x, y = sample_cells(tile)
     p = points(*to_lonlat(tile.epsg, x, y))
     rain, hemisphere = yearly_rain(p)
@@ -291,4 +299,5 @@ def _measure(tile: Tile, scenes: list[OpticalScene]) -> None:
         for scene, row in zip(group, cloudy, strict=True):
             valid = swaths[scene.strip]
             share = float(np.count_nonzero(row[valid]) / max(valid.size, 1))
-            _shares[tile.name, scene.passage] = round(share * 100.0, 4)
+            shares[tile.name, scene.passage] = round(share * 100.0, 4)
+    return shares
