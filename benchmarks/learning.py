@@ -69,8 +69,8 @@ STOPPED = 3
 SPLITS = ("splits.val=0.15", "splits.test=0.25")
 # AdamW's weights are an average over the last 1 / (rate x decay) steps, which should be as many epochs whatever the
 # number of samples (Wang and Aitchison 2024). MMEarth's 2.4e-3 and 0.05 make it 8,333 steps or 28 epochs; 28 epochs are
-# 512 steps here. With 0.05 the weights would shrink by 3 % in a whole run, which is as good as not at all.
-MPMAE_DECAY = 2.4
+# 512 steps here. With 0.05 the weights would shrink by 4 % in them, which is as good as not at all.
+MPMAE_DECAY = 1.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +94,9 @@ METHODS = {
         recipe_changes=("store.samples_per_shard=16", *SPLITS),
         config="tiny",
         config_changes=(
-            "model.decoder_dim=256", "model.mask_ratio=0.55", "model.weighting=equal", "batch_size=16", "steps=1400",
-            "optim.lr=8.0e-4", f"optim.weight_decay={MPMAE_DECAY}", "optim.warmup_steps=70", "ema=0.98",
-            "drop_last=true",
+            "model.crop=56", "model.patch=8", "model.decoder_dim=256", "model.mask_ratio=0.55", "model.weighting=equal",
+            "batch_size=16", "steps=2000", "optim.lr=1.6e-3", f"optim.weight_decay={MPMAE_DECAY}",
+            "optim.warmup_steps=150", "ema=0.98", "drop_last=true",
             "tasks=[sentinel2, sentinel1_asc, sentinel1_desc, aster_gdem, era5, dynamic_world, canopy_height, "
             "geolocation, biome, month, esa_worldcover]",
         ),

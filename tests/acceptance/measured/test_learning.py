@@ -1,13 +1,13 @@
 """Every method learns its tasks from 512 samples of its recipe: `python benchmarks/learning.py out/learning`.
 
-Some fifty minutes on two idle cores the first time. What it has built and trained stays in out/learning, and is scored
+Over an hour on two idle cores the first time. What it has built and trained stays in out/learning, and is scored
 anew when it is asked again; `make clean` removes it.
 
 Every task has to be below 0.9 of the best constants on val, unless a measurement that has nothing to do with the model
 says that so few samples do not teach it: random forests that see statistics of the whole image, with nothing hidden,
 are grown on the same samples and scored on the same val, and the 95 % interval of what they leave of the constants'
 error lies above 0.9 as a whole. From such a task a model has to take less: to be better than the constant. Of MP-MAE's
-tasks the month is one: forests leave 0.97 of it (0.93 to 1.03). The report has the numbers of each task.
+tasks the month is one: forests leave 0.96 of it (0.92 to 1.02). The report has the numbers of each task.
 """
 
 from __future__ import annotations
