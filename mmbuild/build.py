@@ -362,10 +362,10 @@ def _crew(
     if report.shards_total == 0 or step is not None or not (workers or scheduler):
         yield Threads(work, governor, step)
         return
-    from mmbuild.cluster import Cluster, client_of
+    from mmbuild.cluster import Cluster, client_of, interrupts_noted
 
-    with client_of(workers, scheduler) as client:
-        cluster = Cluster(client, work, governor.so_far())
+    with interrupts_noted() as raise_interrupt, client_of(workers, scheduler) as client:
+        cluster = Cluster(client, work, governor.so_far(), raise_interrupt)
         try:
             yield cluster
         finally:

@@ -139,10 +139,14 @@ def _build(run: str, task: Task) -> ShardResult:
 
 
 class Cluster:
-    """Builds shards on a Dask client; ``so_far``: the run's budget and what is used of it (`Governor.so_far`)."""
+    """Builds shards on a Dask client; ``so_far``: the run's budget and what is used of it (`Governor.so_far`).
 
-    def __init__(self, client: Any, work: Work, so_far: dict[str, Any]) -> None:
+    ``raise_interrupt``: of `interrupts_noted`, called while nothing of Dask's runs.
+    """
+
+    def __init__(self, client: Any, work: Work, so_far: dict[str, Any], raise_interrupt: Callable[[], None]) -> None:
         self._client, self._run, self._stopped = client, uuid.uuid4().hex[:12], False
+        self._raise_interrupt = raise_interrupt
         self._at_once = 0 if work.is_offline else SHARDS_AT_ONCE
         self._register(DeskPlugin())
         limits = asdict(work.limits(self._processes()))
@@ -153,14 +157,9 @@ class Cluster:
     def results(self, tasks: Iterator[Task]) -> Iterator[ShardResult]:
         waiting = _dask.as_completed()
         try:
-            with _interrupts_noted() as raise_noted, self._watched(waiting):
-                self._fill(waiting, tasks)
-                while not waiting.is_empty():
-                    while not waiting.has_ready():
-                        raise_noted()
-                        time.sleep(POLL_S)
-                    raise_noted()
-                    future = next(waiting)
+            self._fill(waiting, tasks)
+            with self._watched(waiting):
+                for future in self._finished(waiting):
                     result: ShardResult = future.result()
                     future.release()
                     yield result
@@ -171,6 +170,15 @@ class Cluster:
         except BaseException:
             self._end(waiting)
             raise
+
+    def _finished(self, waiting: Any) -> Iterator[Any]:
+        """Futures as they finish; between them, and only here, Ctrl-C ends the build."""
+        while not waiting.is_empty():
+            self._raise_interrupt()
+            if waiting.has_ready():
+                yield next(waiting)
+            else:
+                time.sleep(POLL_S)
 
     @contextmanager
     def _watched(self, waiting: Any) -> Iterator[None]:
@@ -278,8 +286,8 @@ def client_of(workers: int, scheduler: str | None) -> Iterator[Any]:
 
 
 @contextmanager
-def _interrupts_noted() -> Iterator[Callable[[], None]]:
-    """Note Ctrl-C, and raise it where the function that is given is called, or at the end; a second one at once.
+def interrupts_noted() -> Iterator[Callable[[], None]]:
+    """Only note Ctrl-C; it is raised where the function that is given is called, or at the end, a second one at once.
 
     Raised within a call of Dask's it would leave Dask's own traceback (distributed.utils.sync cancels what it has not
     begun), and within a weak reference's callback Python would print it and go on.

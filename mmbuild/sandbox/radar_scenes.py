@@ -20,6 +20,7 @@ from mmbuild.sandbox.earth_ground import ground
 from mmbuild.sandbox.earth_noise import hash_floats, points
 from mmbuild.sandbox.mgrs import transformer, zone_of
 from mmbuild.sandbox.orbits import DAY_MS, EARTH_RADIUS_KM, Orbit, day_of_year, lonlat, turned
+from mmbuild.sandbox.remembered import Remembered
 from mmbuild.sandbox.scenes import lonlat_polygon, stamp
 
 # Absolute orbit 32904 of Sentinel-1A (relative orbit 107) crossed its ascending node at 00:26:52 UTC on 2020-06-07.
@@ -171,25 +172,19 @@ def _frame(number: int, piece: int) -> Frame:
     return Frame(number, piece)
 
 
-_climates: dict[Frame, _Climate] = {}
+def _work_out_climates(frames: Sequence[Frame]) -> list[_Climate]:
+    """The climate of each frame, of all of them together."""
+    g = ground(points(*np.concatenate([_ring(frame) for frame in frames], axis=1)))
+    near = np.asarray((g.coast_km > -20.0).reshape(len(frames), -1).any(axis=1))
+    warmest, at_sea = (v.reshape(len(frames), -1)[:, 0] for v in (g.temperature_c + np.abs(g.season_c), ~g.land))
+    found = []
+    for place, frame in enumerate(frames):
+        icy = bool(warmest[place] < 1.0) or (abs(frame.centre[1]) > 66.0 and bool(at_sea[place]))
+        found.append(_Climate(near_land=bool(near[place]), icy=icy, region=_region(frame)))
+    return found
 
 
-def _climates_of(frames: Sequence[Frame]) -> list[_Climate]:
-    """The climate of each frame, worked out once, for all new ones together."""
-    # Another thread may empty what is remembered at any time: what is answered is in `known` alone.
-    known = {frame: climate for frame in frames if (climate := _climates.get(frame)) is not None}
-    new = [frame for frame in dict.fromkeys(frames) if frame not in known]
-    if new:
-        if len(_climates) > 8192:
-            _climates.clear()
-        g = ground(points(*np.concatenate([_ring(frame) for frame in new], axis=1)))
-        near = np.asarray((g.coast_km > -20.0).reshape(len(new), -1).any(axis=1))
-        warmest, at_sea = (v.reshape(len(new), -1)[:, 0] for v in (g.temperature_c + np.abs(g.season_c), ~g.land))
-        for place, frame in enumerate(new):
-            icy = bool(warmest[place] < 1.0) or (abs(frame.centre[1]) > 66.0 and bool(at_sea[place]))
-            known[frame] = _Climate(near_land=bool(near[place]), icy=icy, region=_region(frame))
-        _climates.update((frame, known[frame]) for frame in new)
-    return [known[frame] for frame in frames]
+_climates_of = Remembered(_work_out_climates, key=lambda frame: frame, most=8192)
 
 
 def _ring(frame: Frame) -> NDArray[np.float64]:

@@ -22,6 +22,7 @@ from mmbuild.sandbox.earth_ground import coast_distance, yearly_rain
 from mmbuild.sandbox.earth_noise import hash_floats, points
 from mmbuild.sandbox.mgrs import TILE_M, Tile, tile_named, tiles_at, tiles_in, to_lonlat, transformer
 from mmbuild.sandbox.orbits import DAY_MS, EARTH_RADIUS_KM, Orbit, day_of_year, lonlat, sun_position, turned
+from mmbuild.sandbox.remembered import Remembered
 
 # Relative orbit 8 crossed its descending node at 11:01 UTC on 2019-06-05 (it serves tile 32VNH that morning).
 SENTINEL2 = Orbit(
@@ -266,23 +267,19 @@ def sample_cells(tile: Tile) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return x.ravel(), y.ravel()
 
 
-_shares: dict[tuple[str, int], float] = {}
-SHARES_KEPT = 200_000
+def _tile_and_pass(scene: OpticalScene) -> tuple[str, int]:
+    return scene.tile.name, scene.passage
 
 
-def cloud_shares(scenes: Sequence[OpticalScene]) -> list[float]:
-    """Cloudy percentage of each scene; measured once per tile and pass, many passes at a time."""
-    keys = [(scene.tile.name, scene.passage) for scene in scenes]
-    # Another thread may empty what is remembered at any time: what is answered is in `known` alone.
-    known = {key: share for key in keys if (share := _shares.get(key)) is not None}
-    new = [scene for scene, key in zip(scenes, keys, strict=True) if key not in known]
-    if new:
-        if len(_shares) > SHARES_KEPT:
-            _shares.clear()
-        for tile in {scene.tile for scene in new}:
-            known |= _measure(tile, [scene for scene in new if scene.tile == tile])
-        _shares.update(known)
-    return [known[key] for key in keys]
+def _measure_all(scenes: Sequence[OpticalScene]) -> list[float]:
+    shares: dict[tuple[str, int], float] = {}
+    for tile in {scene.tile for scene in scenes}:
+        shares |= _measure(tile, [scene for scene in scenes if scene.tile == tile])
+    return [shares[_tile_and_pass(scene)] for scene in scenes]
+
+
+# Cloudy percentage of each scene; measured once per tile and pass, many passes at a time.
+cloud_shares = Remembered(_measure_all, key=_tile_and_pass, most=200_000)
 
 
 def _measure(tile: Tile, scenes: list[OpticalScene]) -> dict[tuple[str, int], float]:
@@ -299,5 +296,5 @@ def _measure(tile: Tile, scenes: list[OpticalScene]) -> dict[tuple[str, int], fl
         for scene, row in zip(group, cloudy, strict=True):
             valid = swaths[scene.strip]
             share = float(np.count_nonzero(row[valid]) / max(valid.size, 1))
-            shares[tile.name, scene.passage] = round(share * 100.0, 4)
+            shares[_tile_and_pass(scene)] = round(share * 100.0, 4)
     return shares

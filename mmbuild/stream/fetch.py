@@ -82,7 +82,8 @@ class Requests:
     def __init__(self, store: Store, *, connections: int, cache: Cache | None) -> None:
         self._store, self._cache = store, cache
         self._pool = ThreadPoolExecutor(connections, thread_name_prefix="mmbuild-request")
-        self.requests = self.bytes = self.retries = 0
+        self._lock = Lock()
+        self.requests = self.bytes = 0
 
     def submit(self, key: str, start: int, length: int, stamp: int, done: Callable[[Future[Encoded]], None]) -> None:
         """Ask for a range; ``done`` gets the future in the thread that got it. stamp: the object's version."""
@@ -98,7 +99,6 @@ class Requests:
             try:
                 return self._ask(key, start, length)
             except (UserError, EOFError):
-                self.retries += 1
                 time.sleep(wait_s)
         return self._ask(key, start, length)
 
@@ -118,10 +118,12 @@ class Requests:
     def _ask(self, key: str, start: int, length: int) -> Encoded:
         # An array, because checksums take no memoryview.
         data = np.frombuffer(self._store.view_range(key, start, length), np.uint8)
-        self.requests += 1
-        before = self.bytes
-        self.bytes = before + len(data)
-        if self.bytes // TIDY_BYTES > before // TIDY_BYTES:
+        with self._lock:
+            self.requests += 1
+            times_before = self.bytes // TIDY_BYTES
+            self.bytes += len(data)
+            is_untidy = self.bytes // TIDY_BYTES > times_before
+        if is_untidy:
             return_freed()
         if len(data) != length:
             raise EOFError(f"{len(data)} of {length} bytes at {start}")
