@@ -89,6 +89,28 @@ class Constants:
         return valid.sum() * valid_keys.sum().clamp(min=1).log(), valid.sum()
 
 
+# -- how sure a share is
+
+
+def interval(errors: np.ndarray) -> tuple[float, float]:
+    """The 95 % bootstrap interval of a share of the constants' error.
+
+    errors: (2, n) each sample's sum of errors: of what is set beside the constants, and of the constants.
+    NaN where these are all 0.
+    """
+    if not errors[1].any():
+        return float("nan"), float("nan")
+    picks = np.random.default_rng(SEED).integers(0, errors.shape[1], (DRAWS, errors.shape[1]))
+    low, high = np.nanquantile(_ratio(errors[:, picks].sum(axis=2)), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _ratio(errors: np.ndarray) -> np.ndarray:
+    """Of the first error over the second, (2, ...) -> (...)."""
+    ratio: np.ndarray = np.divide(errors[0], errors[1], out=np.full(errors.shape[1:], np.nan), where=errors[1] > 0)
+    return ratio
+
+
 # -- forests
 
 
@@ -146,16 +168,8 @@ def _statistics(name: str, tasks: Sequence[Task], batches: Batches) -> Seen:
 
 def _forest(errors: np.ndarray) -> Forest:
     """From errors of forests and of constants, (2, n)."""
-    picks = np.random.default_rng(SEED).integers(0, errors.shape[1], (DRAWS, errors.shape[1]))
-    drawn = errors[:, picks].sum(axis=2)
-    low, high = np.nanquantile(_ratio(drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Forest(val=float(_ratio(errors.sum(axis=1))), low=float(low), high=float(high))
-
-
-def _ratio(errors: np.ndarray) -> np.ndarray:
-    """Of forests over constants, (2, ...) -> (...)."""
-    ratio: np.ndarray = np.divide(errors[0], errors[1], out=np.full(errors.shape[1:], np.nan), where=errors[1] > 0)
-    return ratio
+    low, high = interval(errors)
+    return Forest(val=float(_ratio(errors.sum(axis=1))), low=low, high=high)
 
 
 def _errors(seen: np.ndarray, known: np.ndarray, new: np.ndarray, wanted: np.ndarray) -> np.ndarray:

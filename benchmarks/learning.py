@@ -10,6 +10,7 @@ on where it was left: with --minutes it stops in time (exit code 3), and the sam
 The floor of a loss is that of the best constant: for squared errors the mean of each number that a head predicts,
 under the same normalisation and masks; for classes their frequencies; for a contrast the logarithm of the number of
 candidates. Constants come from the train split; both are scored on val, with the same masks. The goal is 0.9 of it.
+Where a loss is a sum over samples, a bootstrap over those of val says how sure the share is (95 % interval).
 Where the val of so few samples cannot tell 0.85 from 0.95, the same recipe is built on after the training, to several
 times as many samples, and val and test of those are scored: a place's split depends on the place alone, so that nothing
 of them was trained on. The lowest is the best of the looks at the first val while training: where it is far below the
@@ -38,7 +39,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,17 +49,18 @@ REPO = Path(__file__).parents[1]
 sys.path[:] = [str(REPO), *(one for one in sys.path if Path(one) != Path(__file__).parent)]
 
 import train  # noqa: E402, F401, I001  (says how idle threads wait, which is read when torch is first imported)
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from lightning_fabric import Fabric  # noqa: E402
 
-from benchmarks.floors import Constants, Forest, forests  # noqa: E402
+from benchmarks.floors import Constants, Forest, forests, interval  # noqa: E402
 from mmbuild.cube import LOCK, Corpus, open_corpus  # noqa: E402
 from train import log  # noqa: E402
 from train.checkpoint import Checkpoint, find, open_checkpoint  # noqa: E402
 from train.config import model_file, read_dumped  # noqa: E402
 from train.pretrain import anchor_name  # noqa: E402
 from train.probe import CONVOLUTIONS, STATISTICS, probe  # noqa: E402
-from train.validate import Validation, mean_losses  # noqa: E402
+from train.validate import Validation, summed_losses  # noqa: E402
 
 GOAL = 0.9
 HEADLINE = "logistic"
@@ -210,12 +212,14 @@ class TaskScore:
     """One task's mean losses by split: of the model, and of the best constants of train (not on train itself).
 
     looked: the val of the corpus that was trained on, of which there are looks while training; val and test are scored.
+    interval: the 95 % bootstrap interval of val over samples, NaN where samples cannot be scored one at a time.
     forest: what random forests on image statistics leave of the constants' error, None where none was grown.
     """
 
     task: str
     model: Mapping[str, float]
     constant: Mapping[str, float]
+    interval: tuple[float, float]
     forest: Forest | None
 
     def ratio(self, split: str) -> float:
@@ -226,6 +230,7 @@ class TaskScore:
         """JSON values, None where there is no number; reached: None where nothing was scored."""
         ratio = self.ratio("val")
         numbers = {"train": self.model["train"], "val": self.model["val"], "constant": self.constant["val"]}
+        numbers |= dict(zip(("low", "high"), self.interval, strict=True))
         numbers |= {"ratio": ratio, "test_ratio": self.ratio("test"), "looked_constant": self.constant["looked"]}
         numbers |= {name: getattr(self.forest, of, float("nan")) for name, of in FOREST.items()}
         known: dict[str, float | None] = {key: None if x != x else x for key, x in numbers.items()}
@@ -239,29 +244,46 @@ def score_tasks(found: Checkpoint, corpus: Corpus, held_out: Corpus) -> list[Tas
     found.load_weights(module)
     names = file.modalities(config.model, anchor=anchor_name(corpus), tasks=config.tasks)
     fabric = Fabric(accelerator="cpu", devices=1)
+    # A contrast is one of many candidates; every other loss is a sum over samples, and is scored one at a time.
+    alone = "contrastive" not in module.loss_names
+    batch = 1 if alone else config.batch_size
     seen = {
-        split: Validation(where, config, names, batch=config.batch_size, fabric=fabric, split=own)
+        split: Validation(where, config, names, batch=batch, fabric=fabric, split=own)
         for split, own, where in (
             ("train", "train", corpus), ("looked", "val", corpus), ("val", "val", held_out), ("test", "test", held_out),
         )
     }  # fmt: skip
     constants, floors = Constants(), {}
     with constants.standing_in():
-        losses = {"train": mean_losses(module, constants.each(seen["train"].batches()))}
+        losses = {"train": _summed(module, constants.each(seen["train"].batches()))}
         constants.noting = False
         for split in ("looked", "val", "test"):
-            floors[split] = mean_losses(module, constants.each(seen[split].batches()))
+            floors[split] = _summed(module, constants.each(seen[split].batches()))
     for split in ("val", "test"):
-        losses[split] = mean_losses(module, seen[split].batches())
+        losses[split] = _summed(module, seen[split].batches())
     grown = forests(module, {split: seen[split].batches() for split in ("train", "val")})
+    unknown = (float("nan"), float("nan"))
     return [
-        TaskScore(task=task, model=_of(task, losses), constant=_of(task, floors), forest=grown.get(task))
-        for task in module.loss_names
+        TaskScore(
+            task=task,
+            model=_means(losses, at),
+            constant=_means(floors, at),
+            interval=interval(np.stack([own["val"][:, 0, at] for own in (losses, floors)])) if alone else unknown,
+            forest=grown.get(task),
+        )
+        for at, task in enumerate(module.loss_names)
     ]
 
 
-def _of(task: str, by_split: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    return {split: values[task] for split, values in by_split.items()}
+def _summed(module: Any, batches: Iterable[Mapping[str, Any]]) -> np.ndarray:
+    """(n, 2, T) of n batches: the sum of each of T tasks' losses, and the number of its scored values."""
+    return np.stack([one.numpy() for one in summed_losses(module, batches)])
+
+
+def _means(by_split: Mapping[str, np.ndarray], at: int) -> dict[str, float]:
+    """The mean loss of one task in each split, NaN where nothing is scored."""
+    totals = {split: own[..., at].sum(axis=0) for split, own in by_split.items()}
+    return {split: float(total / count) if count else float("nan") for split, (total, count) in totals.items()}
 
 
 # -- what is reported
@@ -304,15 +326,16 @@ def as_text(found: Mapping[str, Any]) -> str:
     kind = "synthetic" if found["synthetic"] else "real"
     world = found["source"].get("world")
     about = f"{found['samples']} {kind} samples of {found['recipe']}{f' ({world})' if world else ''}"
-    rows = [("task", "train", "val", "constant", "val / constant", f"below {GOAL}", "lowest", "test", "forest")]
+    rows = [("task", "train", "val", "constant", "val / constant", "95 %", f"below {GOAL}", "lowest", "test", "forest")]
     for one in found["tasks"]:
         means = ("-" if one[key] is None else f"{one[key]:.4g}" for key in ("train", "val", "constant"))
         ratio, *others = (_share(one[key]) for key in ("ratio", "lowest", "test_ratio"))
-        forest = "-"
+        sure = _between(one["low"], one["high"])
+        forest = _share(one["forest"])
         if one["forest"] is not None:
-            forest = f"{one['forest']:.3f} ({one['forest_low']:.3f} to {one['forest_high']:.3f})"
+            forest += f" ({_between(one['forest_low'], one['forest_high'])})"
         reached = {None: "-", True: "yes", False: "no"}[one["reached"]]
-        rows.append((one["task"], *means, ratio, reached, *others, forest))
+        rows.append((one["task"], *means, ratio, sure, reached, *others, forest))
     name, *widths = (max(len(row[column]) for row in rows) for column in range(len(rows[0])))
     lines = [
         f"| {task:{name}} | " + " | ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)) + " |"
@@ -326,6 +349,10 @@ def as_text(found: Mapping[str, Any]) -> str:
 
 def _share(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.3f}"
+
+
+def _between(low: float | None, high: float | None) -> str:
+    return "-" if low is None else f"{low:.3f} to {high:.3f}"
 
 
 def _probe_lines(told: Mapping[str, Any]) -> Iterator[str]:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.floors import Constants, forests
+from benchmarks.floors import Constants, forests, interval
 from benchmarks.learning import TaskScore, as_text
 from tests.test_train_corrections import croma, croma_batch, mpmae, mpmae_batch
 from train.losses import IGNORE
-from train.validate import mean_losses
+from train.validate import mean_losses, summed_losses
 
 SPLITS = ("train", "looked", "val", "test")
 
@@ -72,6 +72,25 @@ def test_the_floor_of_a_contrast_is_the_logarithm_of_the_candidates() -> None:
     assert floor["contrastive"] == pytest.approx(np.log(5))
 
 
+def test_sums_of_samples_one_at_a_time_are_those_of_their_batch() -> None:
+    model, batch = mpmae(), {**mpmae_batch(), "id": list("abcd")}
+    alone = [{key: value[at : at + 1] for key, value in batch.items()} for at in range(4)]
+    together = next(summed_losses(model, [batch]))
+    torch.testing.assert_close(sum(summed_losses(model, alone)), together, rtol=1e-5, atol=1e-5)
+    assert model.training
+
+
+def test_an_interval_is_that_of_the_share_over_samples() -> None:
+    """Against the normal approximation of a ratio of two means."""
+    draw = np.random.default_rng(0)
+    errors = np.stack([draw.gamma(4, 0.2, 400), draw.gamma(4, 0.25, 400)])
+    share = errors[0].sum() / errors[1].sum()
+    spread = np.std(errors[0] - share * errors[1]) / errors[1].mean() / 20
+    assert interval(errors) == pytest.approx((share - 1.96 * spread, share + 1.96 * spread), abs=0.2 * spread)
+    assert interval(np.ones((2, 5))) == (1, 1)
+    assert np.isnan(interval(np.zeros((2, 5)))).all()
+
+
 def test_a_forest_finds_what_statistics_tell_and_leaves_what_they_do_not() -> None:
     def batch(samples: int, seed: int) -> dict[str, torch.Tensor]:
         draw = torch.Generator().manual_seed(seed)
@@ -103,12 +122,13 @@ def test_a_forest_leaves_all_of_what_an_image_does_not_tell() -> None:
 
 
 def test_a_report_says_what_was_not_scored() -> None:
-    score = TaskScore(task="radar", model=dict.fromkeys(SPLITS, nan), constant=dict.fromkeys(SPLITS, nan), forest=None)
+    lacking = dict.fromkeys(SPLITS, nan)
+    score = TaskScore(task="radar", model=lacking, constant=lacking, interval=(nan, nan), forest=None)
     task = score.plain() | {"lowest": None}
     probe = {"label": "x", "about": "y", "counts": {"test": 0}, "majority": None, "scores": [], "differences": []}
     told = {"method": "croma", "samples": 3, "recipe": "r", "source": {}, "synthetic": False, "steps": 1}
     told["counts"] = {"train": 2, "val": 0, "test": 1}
     text = as_text(told | {"tasks": [task], "probe": probe | {"notes": ["not scored"]}})
     assert "3 real samples of r, 1 steps; train 2, val 0, test 1" in text
-    assert [cell.strip() for cell in text.splitlines()[4].split("|")[1:-1]] == ["radar", *"--------"]
+    assert [cell.strip() for cell in text.splitlines()[4].split("|")[1:-1]] == ["radar", *"---------"]
     assert "note: not scored" in text

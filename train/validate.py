@@ -5,11 +5,12 @@ Refuses a split without samples. The numbers are means over all scored values of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from mmbuild.cube import Corpus
 from mmbuild.stream.loader import Loader
@@ -53,18 +54,27 @@ class Validation:
         return {log.VALIDATION + name: value for name, value in found.items()}
 
 
-@torch.no_grad()
 def mean_losses(module: Any, batches: Iterable[Mapping[str, Any]], fabric: Fabric | None = None) -> dict[str, float]:
     """The mean loss of each task over all batches of all processes, NaN where nothing is scored."""
     fabric = fabric if fabric is not None and fabric.world_size > 1 else None
     counts = same_counts if fabric is None else lambda own: fabric.all_reduce(own, reduce_op="mean")
-    sums = torch.zeros(2, len(module.loss_names), dtype=torch.float64)
-    module.eval()
-    for batch in batches:
-        losses: Losses = module(batch, module.masks(batch, seed=MASK_SEED, epoch=MASK_EPOCH), counts)
-        means, scored = (torch.stack([own[name] for name in module.loss_names]) for own in losses[1:])
-        sums += torch.stack([means * scored, scored]).double().cpu()
-    module.train()
+    nothing = torch.zeros(2, len(module.loss_names), dtype=torch.float64)
+    sums = sum(summed_losses(module, batches, counts), start=nothing)
     if fabric is not None:
         sums = torch.as_tensor(fabric.all_reduce(sums.to(fabric.device), reduce_op="mean")).cpu()
     return dict(zip(module.loss_names, (sums[0] / sums[1]).tolist(), strict=True))
+
+
+def summed_losses(
+    module: Any, batches: Iterable[Mapping[str, Any]], counts: Callable[[Tensor], Tensor] = same_counts
+) -> Iterator[Tensor]:
+    """Of each batch (2, T) in float64: the sum of each of T tasks' losses over its scored values, and their number."""
+    module.eval()
+    try:
+        for batch in batches:
+            with torch.no_grad():
+                losses: Losses = module(batch, module.masks(batch, seed=MASK_SEED, epoch=MASK_EPOCH), counts)
+            means, scored = (torch.stack([own[name] for name in module.loss_names]) for own in losses[1:])
+            yield torch.stack([means * scored, scored]).double().cpu()
+    finally:
+        module.train()
