@@ -3,9 +3,9 @@
     python benchmarks/learning.py OUT [--method mpmae|croma|scale_alibi] [--samples 512] [--minutes M] [--real FOLDER]
 
 For each method: a corpus of its recipe from the offline Earth Engine, a run of its small config for a CPU, and in OUT
-a table, a JSON file and the learning curves. Chips are smaller than the recipes' where these would take hours here:
-MP-MAE has those of mmearth64, CROMA has 128 px instead of 264. Everything is done by the commands a user has, and goes
-on where it was left: with --minutes it stops in time (exit code 3), and the same command continues.
+a table, a JSON file and the learning curves. Of a paper's recipes it takes the smaller, mmearth64 for mmearth and
+scale_alibi_small for scale_alibi. Everything is done by the commands a user has, and goes on where it was left: with
+--minutes it stops in time (exit code 3), and the same command continues.
 
 The floor of a loss is that of the best constant: for squared errors the mean of each number that a head predicts,
 under the same normalisation and masks; for classes their frequencies; for a contrast the logarithm of the number of
@@ -106,7 +106,7 @@ METHODS = {
     ),
     "croma": Method(
         recipe="ssl4eo_s12",
-        recipe_changes=("grid.size=128", "modalities.esa_worldcover={}", "store.samples_per_shard=8", *SPLITS),
+        recipe_changes=("modalities.esa_worldcover={}", "store.samples_per_shard=8", *SPLITS),
         config="croma_tiny",
         config_changes=(
             "model.radar.modality=sentinel1", "model.optical.modality=sentinel2_l2a", "model.crop=64",
