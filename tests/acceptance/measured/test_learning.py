@@ -1,6 +1,6 @@
 """Every method learns its tasks from 512 samples of its recipe: `python benchmarks/learning.py out/learning`.
 
-Over an hour on two idle cores the first time. What it has built and trained stays in out/learning, and is scored
+Some hour and a half on two cores the first time. What it has built and trained stays in out/learning, and is scored
 anew when it is asked again; `make clean` removes it.
 
 Every task has to be below 0.9 of the best constants on val, unless a measurement that has nothing to do with the model
