@@ -188,7 +188,10 @@ class Cluster:
         def watch() -> None:
             alone_s = 0.0
             while not over.wait(LOOK_S):
-                alone_s = 0.0 if self._client.scheduler_info(n_workers=-1)["workers"] else alone_s + LOOK_S
+                workers = self._client.scheduler_info(n_workers=-1).get("workers")
+                if workers is None:  # the client has lost its scheduler for good, and with it all futures
+                    return
+                alone_s = 0.0 if workers else alone_s + LOOK_S
                 if alone_s >= ALONE_S:
                     self._client.cancel(list(waiting.futures))
                     return
