@@ -179,12 +179,16 @@ def test_slurm_says_how_many_processes_there_are(folder: Path) -> None:
     config = load_config(folder / "mpmae_one.yaml", ["devices=3"])
     assert placement(config, {}) == (3, 1)
     environment = {"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "pretraining"}
+    environment |= {"SLURM_NTASKS_PER_NODE": "4", "SLURM_STEP_ID": "0"}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
         assert placement(config, environment) == (4, 2)
         with pytest.raises(UserError, match=r"9 tasks do not spread evenly over 2 nodes; ask for --ntasks-per-node"):
             placement(config, environment | {"SLURM_NTASKS": "9"})
+        for lacking, told in (("NTASKS_PER_NODE", "instead of --ntasks ask for"), ("STEP_ID", "start it with srun")):
+            with pytest.raises(UserError, match=told):
+                placement(config, {name: x for name, x in environment.items() if name != f"SLURM_{lacking}"})
 
 
 def test_a_batch_that_does_not_divide_is_refused(folder: Path) -> None:

@@ -56,9 +56,16 @@ def placement(config: Settings, environment: Mapping[str, str]) -> tuple[int | N
         return local, int(environment["WORLD_SIZE"]) // local
     if SLURMEnvironment.detect():
         tasks, nodes = int(environment["SLURM_NTASKS"]), int(environment.get("SLURM_NNODES", "1"))
+        each = "--ntasks-per-node, one for each device"
         if tasks % nodes:
-            reason = f"SLURM: {tasks} tasks do not spread evenly over {nodes} nodes"
-            raise UserError(reason, fix="ask for --ntasks-per-node, one for each device")
+            raise UserError(f"SLURM: {tasks} tasks do not spread evenly over {nodes} nodes", fix=f"ask for {each}")
+        if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in environment:
+            raise UserError(
+                f"SLURM: {tasks} tasks, but not how many a node has", fix=f"instead of --ntasks ask for {each}"
+            )
+        if tasks > 1 and "SLURM_STEP_ID" not in environment:
+            reason = f"SLURM: one process of a job of {tasks} tasks; it would wait for the others for ever"
+            raise UserError(reason, fix="start it with srun, in a batch script too")
         return tasks // nodes, nodes
     return config.devices, config.nodes
 
