@@ -20,12 +20,11 @@ from torch import Tensor
 from train import contrastive, losses
 from train.features import image_statistics
 from train.losses import IGNORE, SumCount, Task
+from train.metrics import percentile_interval, resampled
 from train.models.mpmae import fold_time
 
 # A forest of few samples: leaves that average three of them, a third of the statistics at each split.
 TREES, LEAF, SHARE, SEED = 200, 3, 1 / 3, 0
-# Draws and level of the bootstrap interval.
-DRAWS, LEVEL = 2000, 0.95
 
 
 class Constants:
@@ -100,9 +99,7 @@ def interval(errors: np.ndarray) -> tuple[float, float]:
     """
     if not errors[1].any():
         return float("nan"), float("nan")
-    picks = np.random.default_rng(SEED).integers(0, errors.shape[1], (DRAWS, errors.shape[1]))
-    low, high = np.nanquantile(_ratio(errors[:, picks].sum(axis=2)), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    return percentile_interval(_ratio(errors[:, resampled(errors.shape[1], seed=SEED)].sum(axis=2)))
 
 
 def _ratio(errors: np.ndarray) -> np.ndarray:

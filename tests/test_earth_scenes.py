@@ -234,7 +234,7 @@ def test_threads_that_empty_what_is_remembered_do_not_lose_each_others_cloud_per
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A server that has measured very many scenes begins again, while other requests are being answered."""
-    monkeypatch.setattr("mmbuild.sandbox.scenes.cloud_shares._most", -1)
+    monkeypatch.setattr("mmbuild.sandbox.scenes.cloud_shares.most", -1)
     places = [(11.35 + 1.5 * step, 48.1) for step in range(12)]
 
     def percentages(place: tuple[float, float]) -> list[float]:

@@ -59,12 +59,13 @@ def placement(config: Settings, environment: Mapping[str, str]) -> tuple[int | N
         each = "--ntasks-per-node, one for each device"
         if tasks % nodes:
             raise UserError(f"SLURM: {tasks} tasks do not spread evenly over {nodes} nodes", fix=f"ask for {each}")
+        # Lightning would meet the first with a traceback, and the second by waiting for the others for ever.
         if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in environment:
             raise UserError(
                 f"SLURM: {tasks} tasks, but not how many a node has", fix=f"instead of --ntasks ask for {each}"
             )
         if tasks > 1 and "SLURM_STEP_ID" not in environment:
-            reason = f"SLURM: one process of a job of {tasks} tasks; it would wait for the others for ever"
+            reason = f"SLURM: one process of a job of {tasks} tasks, the others of which were not started"
             raise UserError(reason, fix="start it with srun, in a batch script too")
         return tasks // nodes, nodes
     return config.devices, config.nodes

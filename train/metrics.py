@@ -97,13 +97,20 @@ def fit_logistic(x: np.ndarray, y: np.ndarray, c: float) -> Any:
         return LogisticRegression(C=c, max_iter=MAX_ITER).fit(x, y)
 
 
-def bootstrap_interval(hits: np.ndarray, *, seed: int, draws: int = 2000, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of the mean of ``hits`` (n,), bool or differences, under resampling of samples."""
-    generator = np.random.Generator(np.random.PCG64(seed))
-    picks = generator.integers(0, len(hits), (draws, len(hits)))
-    means = hits[picks].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+def resampled(samples: int, *, seed: int, draws: int = 2000) -> np.ndarray:
+    """(draws, samples) rows of each bootstrap draw, the same for the same seed: that pairs what is scored with them."""
+    return np.random.Generator(np.random.PCG64(seed)).integers(0, samples, (draws, samples))
+
+
+def percentile_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """The middle 95 % of what bootstrap draws gave, without those that are NaN."""
+    low, high = np.nanquantile(values, [0.025, 0.975])
     return float(low), float(high)
+
+
+def bootstrap_interval(hits: np.ndarray, *, seed: int) -> tuple[float, float]:
+    """95 % interval of the mean of ``hits`` (n,), bool or differences, under resampling of samples."""
+    return percentile_interval(hits[resampled(len(hits), seed=seed)].mean(axis=1))
 
 
 def most_frequent(labels: Sequence[int] | np.ndarray) -> int:

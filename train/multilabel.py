@@ -89,17 +89,12 @@ def _fit_each(train: np.ndarray, labels: np.ndarray, x: np.ndarray, c: float) ->
 
 def _resampled(samples: int) -> np.ndarray:
     """(DRAWS, samples) rows of each bootstrap draw, the same for every kind of features: that pairs them."""
-    return np.random.Generator(np.random.PCG64(0)).integers(0, samples, (DRAWS, samples))
-
-
-def _interval(values: Sequence[float]) -> tuple[float, float]:
-    low, high = np.nanquantile(values, [0.025, 0.975])
-    return float(low), float(high)
+    return metrics.resampled(samples, seed=0, draws=DRAWS)
 
 
 def _score(kind: str, measure: str, truth: np.ndarray, chances: np.ndarray) -> Score:
     f = MEASURES[measure]
-    low, high = _interval([f(truth[rows], chances[rows]) for rows in _resampled(len(truth))])
+    low, high = metrics.percentile_interval([f(truth[rows], chances[rows]) for rows in _resampled(len(truth))])
     return Score(features=kind, method=measure, accuracy=f(truth, chances), low=low, high=high)
 
 
@@ -110,7 +105,7 @@ def _differences(truth: np.ndarray, chances: Mapping[str, np.ndarray]) -> list[D
         for measure, f in MEASURES.items():
             ours, theirs = chances[last], chances[kind]
             gains = [f(truth[r], ours[r]) - f(truth[r], theirs[r]) for r in _resampled(len(truth))]
-            low, high = _interval(gains)
+            low, high = metrics.percentile_interval(gains)
             gain = f(truth, ours) - f(truth, theirs)
             found.append(Difference(over=kind, method=measure, gain=gain, low=low, high=high))
     return found

@@ -22,7 +22,7 @@ class Remembered(Generic[Question, Answer]):
         key: Callable[[Question], Hashable],
         most: int,
     ) -> None:
-        self._work, self._key, self._most = work, key, most
+        self._work, self._key, self.most = work, key, most
         self._kept: dict[Hashable, Answer] = {}
 
     def __call__(self, questions: Sequence[Question]) -> list[Answer]:
@@ -33,7 +33,7 @@ class Remembered(Generic[Question, Answer]):
         new = {key: one for key, one in zip(keys, questions, strict=True) if key not in known}
         if new:
             found = dict(zip(new, self._work(list(new.values())), strict=True))
-            if len(self._kept) > self._most:
+            if len(self._kept) > self.most:
                 self._kept.clear()
             self._kept.update(found)
             known |= found

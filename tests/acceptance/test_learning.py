@@ -44,6 +44,9 @@ def test_a_method_is_better_than_the_best_constants_and_its_probe_stands_beside_
     assert (report["synthetic"], report["samples"]) == (True, SAMPLES)
     ratios = {one["task"]: one["val"] / one["constant"] for one in report["tasks"]}
     assert {task for task, ratio in ratios.items() if ratio < 0.9} >= LEARNT[method], ratios
+    sure = [one for one in report["tasks"] if one["low"] is not None]
+    assert len(sure) == (len(report["tasks"]) if method == "mpmae" else 0)  # the others' losses include a contrast
+    assert all(one["low"] <= one["ratio"] <= one["high"] for one in sure)
     gains = {one["over"]: one for one in report["probe"]["differences"] if one["method"] == "logistic"}
     for floor in ("image statistics", "random convolutions"):
         assert gains[floor]["low"] <= gains[floor]["gain"] <= gains[floor]["high"]
